@@ -1,0 +1,33 @@
+# `make demo` and `make test` are all that a newcomer needs; both set themselves up first.
+PY    ?= python3
+BIN   := .venv/bin
+DISTS := . $(wildcard plugins/*)
+META  := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+CODE  := src plugins tests benchmarks examples
+
+.PHONY: demo test check bench setup isolated wheels
+
+demo: setup
+	$(BIN)/python examples/digits/demo.py
+
+test: check
+	$(BIN)/python -m pytest -q -n auto
+
+check: setup
+	$(BIN)/ruff check -q $(CODE)
+	$(BIN)/ruff format -q --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+wheels: setup
+	for dist in $(DISTS); do $(BIN)/python -m pip wheel -q --no-deps -w dist $$dist; done
+
+setup: .venv/.stamp
+.venv/.stamp: $(META)
+	test -x $(BIN)/python || $(PY) -m venv --without-pip .venv
+	$(PY) -m pip --python $(BIN)/python install -q "pip>=25.1"
+	$(BIN)/python -m pip install -q $(addprefix -e ,$(DISTS)) --group dev
+	touch $@

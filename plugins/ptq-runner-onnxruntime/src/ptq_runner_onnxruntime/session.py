@@ -1,0 +1,78 @@
+"""One onnxruntime session behind the runner's protocol."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+_WARNINGS_OFF = 3  # errors only: the user's model may warn hundreds of times
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxRuntime:
+    """Runs a model; outputs are written into the caller's arrays where their shapes fit."""
+
+    def __init__(self, model: bytes | Path, *, threads: int = 0) -> None:
+        self._source = model
+        self._session = onnxruntime.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            _options(threads),
+            providers=["CPUExecutionProvider"],
+        )
+        self._outputs = {out.name: out.type for out in self._session.get_outputs()}
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], /, out: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """All outputs of one run.
+
+        Binding an output to an existing array saves the allocation and, more, the page faults of
+        fresh memory on every run.
+        """
+        if not out or set(out) != set(self._outputs):
+            return dict(zip(self._outputs, self._session.run(None, dict(feeds)), strict=True))
+        binding = self._session.io_binding()
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in held.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in out.items():
+            binding.bind_output(
+                name, "cpu", 0, _DTYPES[self._outputs[name]], array.shape, array.ctypes.data
+            )
+        self._session.run_with_iobinding(binding)
+        return dict(out)
+
+    def executed_model(self) -> bytes | None:
+        """The graph after onnxruntime's optimizations; needs the model as bytes."""
+        if isinstance(self._source, Path):
+            return None
+        with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+            path = Path(folder) / "optimized.onnx"
+            options = _options(1)
+            options.optimized_model_filepath = str(path)
+            onnxruntime.InferenceSession(self._source, options, providers=["CPUExecutionProvider"])
+            return path.read_bytes()
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _WARNINGS_OFF
+    return options

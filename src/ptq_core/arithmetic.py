@@ -1,0 +1,220 @@
+"""The arithmetic of quantization, in NumPy: ranges to parameters, reals to codes and back.
+
+Rounding is half away from zero throughout, for parameters and for constants. A runtime's
+QuantizeLinear rounds activations half to even; that is the runtime's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ptq_core.errors import NumericError
+from ptq_core.types import QScheme, Range
+
+# The tolerance with which onnxruntime compares a quantized range with a Clip's bounds, FLT_EPSILON.
+_CLIP_TOLERANCE = float(np.finfo(np.float32).eps)
+_MINIMUM_WIDTH = 1e-10  # of a range; seed-semantics section 5 step 1
+_MAXIMUM_BIAS = 2**30  # half of int32: the other half is left to the accumulator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QParams:
+    """Scale and zero point, of a tensor (``axis`` None, rank 0) or of each channel (rank 1).
+
+    ``real = scale * (code - zero_point)``
+    """
+
+    scheme: QScheme
+    scale: NDArray[np.float32]
+    zero_point: NDArray[Any]
+    axis: int | None = None
+
+
+def round_half_away(values: ArrayLike) -> NDArray[np.float64]:
+    """Nearest integers, halves away from zero: 0.5 -> 1, -2.5 -> -3.
+
+    Exact also just below a half, where adding 0.5 first would round up.
+    """
+    reals = np.asarray(values, np.float64)
+    whole = np.trunc(reals)
+    return np.asarray(whole + np.copysign(np.abs(reals - whole) >= 0.5, reals), np.float64)
+
+
+def parameters(
+    low: ArrayLike,
+    high: ArrayLike,
+    scheme: QScheme,
+    *,
+    axis: int | None = None,
+) -> QParams:
+    """Scale and zero point that represent the interval [low, high].
+
+    Shapes   scalars for a tensor, vectors of one length for the channels along ``axis``.
+    Range    widened to contain 0, so that zero is exact; a width of nothing at zero takes the
+             scale of [0, 1], since the scale that a width of 1e-10 gives would overflow a bias.
+    Errors   NumericError if a bound is not finite or low > high.
+    Source   seed-semantics section 5 (MindSpore Lite); Jacob et al. 2018, section 2.3.
+    """
+    lows = np.asarray(low, np.float64)
+    highs = np.asarray(high, np.float64)
+    if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+        raise NumericError(f"a range has to be finite, found [{low!r}, {high!r}]")
+    if (lows > highs).any():
+        raise NumericError(f"a range has to be ordered, found [{low!r}, {high!r}]")
+    highs = np.maximum(highs, lows + _MINIMUM_WIDTH)
+    empty = (lows == 0) & (highs <= _MINIMUM_WIDTH)
+    highs = np.where(empty, 1.0, highs)
+    codes = scheme.qmax - scheme.qmin
+    if scheme.symmetric:
+        bound = np.maximum(np.abs(lows), np.abs(highs))
+        lows, highs = -bound, bound
+    lows = np.minimum(lows, 0.0)
+    highs = np.maximum(highs, 0.0)
+    step = (highs - lows) / codes
+    below_zero = round_half_away(-lows / step)
+    encoded_low = np.float32(-below_zero * step).astype(np.float64)
+    encoded_high = np.float32((codes - below_zero) * step).astype(np.float64)
+    scale = np.maximum(
+        ((encoded_high - encoded_low) / codes).astype(np.float32), np.finfo(np.float32).tiny
+    )
+    if scheme.symmetric:
+        middle = 0 if scheme.signed else 1 << (scheme.bits - 1)
+        zero_point = np.full(scale.shape, middle)
+    else:
+        zero_point = round_half_away(scheme.qmin - encoded_low / scale.astype(np.float64))
+    return QParams(
+        scheme=scheme,
+        scale=np.asarray(scale, np.float32),
+        zero_point=np.asarray(zero_point).astype(scheme.dtype),
+        axis=axis,
+    )
+
+
+def fit_within(params: QParams, bounds: tuple[float, float]) -> QParams:
+    """The same parameters, with the scale reduced until every code lies within the bounds.
+
+    Runtimes drop a Relu or Clip between an operator and its QuantizeLinear only if the quantized
+    range lies inside the activation's (onnxruntime: up to FLT_EPSILON); otherwise the operator
+    runs in float. Only per-tensor parameters.
+    """
+    scheme, zero_point = params.scheme, int(params.zero_point)
+    limits = [float(params.scale)]
+    for bound, code in zip(bounds, (scheme.qmin, scheme.qmax), strict=True):
+        steps = code - zero_point
+        if steps != 0 and np.isfinite(bound) and bound / steps > 0:
+            limits.append(bound / steps)
+    scale = np.float32(min(limits))
+
+    def outside(scale: np.float32) -> bool:
+        low = float(scale * np.float32(scheme.qmin - zero_point))
+        high = float(scale * np.float32(scheme.qmax - zero_point))
+        return low < bounds[0] - _CLIP_TOLERANCE or high > bounds[1] + _CLIP_TOLERANCE
+
+    for _ in range(4):  # float32 rounding of the product: one step down is enough in practice
+        if not outside(scale):
+            break
+        scale = np.nextafter(scale, np.float32(0))
+    return QParams(scheme=scheme, scale=np.asarray(scale), zero_point=params.zero_point)
+
+
+def range_parameters(
+    observed: Range, scheme: QScheme, bounds: tuple[float, float] | None = None
+) -> QParams:
+    """Parameters of an activation from its calibrated range, inside the bounds if there are any."""
+    low, high = observed.low, observed.high
+    if bounds is None:
+        return parameters(low, high, scheme)
+    low, high = (min(max(value, bounds[0]), bounds[1]) for value in (low, high))
+    return fit_within(parameters(low, high, scheme), bounds)
+
+
+def quantize(values: NDArray[Any], params: QParams) -> NDArray[Any]:
+    """Codes of the values, rounded half away from zero and saturated."""
+    scale, zero_point = _along_axis(params, values.ndim)
+    codes = round_half_away(values / scale + zero_point)
+    return np.clip(codes, params.scheme.qmin, params.scheme.qmax).astype(params.scheme.dtype)
+
+
+def dequantize(codes: NDArray[Any], params: QParams) -> NDArray[np.float32]:
+    """Reals of the codes."""
+    scale, zero_point = _along_axis(params, codes.ndim)
+    return np.asarray((codes - zero_point) * scale, np.float32)
+
+
+def _along_axis(params: QParams, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    scale = params.scale.astype(np.float64)
+    zero_point = params.zero_point.astype(np.float64)
+    if params.axis is None:
+        return scale, zero_point
+    shape = [1] * rank
+    shape[params.axis] = -1
+    return scale.reshape(shape), zero_point.reshape(shape)
+
+
+def weight_parameters(weight: NDArray[Any], scheme: QScheme, axis: int | None) -> QParams:
+    """Parameters that cover the whole range of a constant, per channel along ``axis`` or at all."""
+    if axis is None:
+        return parameters(weight.min(initial=0.0), weight.max(initial=0.0), scheme)
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    return parameters(
+        weight.min(axis=others), weight.max(axis=others), scheme, axis=axis % weight.ndim
+    )
+
+
+def widen_for_bias(weight: QParams, bias: NDArray[Any], input_scale: float) -> QParams:
+    """Weight parameters whose scale is large enough for the bias to fit into int32.
+
+    The bias is stored with scale ``s_x * s_w``. Where a channel's weights are tiny beside its bias,
+    the bias code would overflow; then the channel's weight scale is raised, and the caller
+    quantizes the weights with the raised one, so that both stay consistent.
+    """
+    needed = np.abs(np.asarray(bias, np.float64)) / (input_scale * _MAXIMUM_BIAS)
+    if weight.axis is None:
+        needed = needed.max(initial=0.0)
+    raised = np.maximum(weight.scale.astype(np.float64), needed)
+    if (raised == weight.scale).all():
+        return weight
+    scale = raised.astype(np.float32)
+    scale = np.where(scale < raised, np.nextafter(scale, np.float32(np.inf)), scale)
+    return QParams(
+        scheme=weight.scheme, scale=scale, zero_point=weight.zero_point, axis=weight.axis
+    )
+
+
+def quantize_bias(
+    bias: NDArray[Any], input_scale: float, weight: QParams
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """int32 codes of a bias and their scale ``s_x * s_w``, rounded as a runtime multiplies it.
+
+    Errors   NumericError where a code does not fit; :func:`widen_for_bias` prevents that.
+    """
+    scale = np.asarray(np.float32(input_scale) * weight.scale, np.float32)
+    codes = round_half_away(np.asarray(bias, np.float64) / scale.astype(np.float64))
+    if np.abs(codes).max(initial=0.0) > np.iinfo(np.int32).max:
+        raise NumericError("a bias does not fit into int32 at the scale of its weights")
+    return codes.astype(np.int32), scale
+
+
+def cosine(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """Cosine similarity over all elements, in double; two zero arrays are alike (1)."""
+    a, b = (np.asarray(x, np.float64).ravel() for x in (reference, other))
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if norms == (0.0, 0.0):
+        return 1.0
+    if 0.0 in norms:
+        return 0.0
+    return float(a @ b) / (norms[0] * norms[1])
+
+
+def sqnr(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """Signal to quantization noise ratio in dB; infinite where both are equal."""
+    a, b = (np.asarray(x, np.float64) for x in (reference, other))
+    noise = float(((a - b) ** 2).sum())
+    signal = float((a**2).sum())
+    if noise == 0.0:
+        return float("inf")
+    return 10.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")

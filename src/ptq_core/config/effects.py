@@ -1,0 +1,66 @@
+"""What was written but does nothing for this job, and advice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ptq_core.config.checks import COMMON, DATA, DYNAMIC, FULL, MIXED, WEIGHT, Draft, problem
+from ptq_core.errors import Problem
+
+_FEWEST, _MOST = 100, 500  # samples; the guide's advice
+
+
+def warnings(draft: Draft) -> Iterator[Problem]:
+    """What was written and has no effect on this job."""
+    job = draft.common.quant_type
+    mixed = job == "WEIGHT_QUANT" and draft.common.bit_num == 0
+    if job != "WEIGHT_QUANT":
+        for key in ("min_quant_weight_size", "min_quant_weight_channel", "enable_encode"):
+            if draft.written(COMMON, key):
+                message = f"'{key}' has no effect with {job}; it is for WEIGHT_QUANT"
+                yield problem(draft, message, COMMON, key)
+    for_full = "it is for FULL_QUANT"
+    if draft.written(FULL, "target_device"):
+        for_full += "; name the device on the command line, --target"
+    in_effect = {
+        WEIGHT: (job == "WEIGHT_QUANT", "it is for WEIGHT_QUANT"),
+        MIXED: (mixed, "it is for WEIGHT_QUANT with bit_num=0"),
+        FULL: (job == "FULL_QUANT", for_full),
+        DATA: (draft.uses_data(), "the job reads no samples"),
+        DYNAMIC: (job == "DYNAMIC_QUANT", "it is for DYNAMIC_QUANT"),
+    }
+    kinds = {
+        "calibrator": in_effect[FULL],
+        "preprocessor": in_effect[DATA],
+        "encoding": in_effect[WEIGHT],
+    }
+    for section, found in draft.document.sections.items():
+        effect, reason = in_effect.get(section) or kinds.get(section.partition(".")[0], (True, ""))
+        if not effect:
+            keys = ", ".join(found.entries)
+            what = f"[{found.name}]" + (f" ({keys})" if keys else "")
+            yield problem(
+                draft, f"{what} has no effect with {_described(draft)}: {reason}", section
+            )
+    if mixed and draft.mixed.auto_tune and draft.written(MIXED, "init_scale"):
+        message = "'init_scale' has no effect with auto_tune=true, which searches for it"
+        yield problem(draft, message, MIXED, "init_scale")
+    if job == "WEIGHT_QUANT" and draft.weight.encoding and not draft.common.enable_encode:
+        message = "'encoding' has no effect with enable_encode=false"
+        yield problem(draft, message, WEIGHT, "encoding")
+
+
+def _described(draft: Draft) -> str:
+    job = draft.common.quant_type
+    return f"{job} and bit_num={draft.common.bit_num}" if job == "WEIGHT_QUANT" else job
+
+
+def notes(draft: Draft) -> Iterator[Problem]:
+    """Advice."""
+    size = draft.data.calibrate_size
+    if size and draft.uses_data() and not _FEWEST <= size <= _MOST:
+        message = f"calibrate_size = {size}: {_FEWEST} to {_MOST} samples are usual"
+        few = "ranges measured on few samples may be too narrow"
+        many = "more samples take longer and seldom change the ranges"
+        hint = few if size < _FEWEST else many
+        yield problem(draft, message, DATA, "calibrate_size", hint)

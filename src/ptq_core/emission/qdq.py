@@ -1,0 +1,225 @@
+"""Write a plan into the graph as QuantizeLinear and DequantizeLinear nodes.
+
+Emission decides nothing. Per-tensor scales and zero points are rank-0 tensors: with shape [1],
+onnxruntime fuses neither Add nor Mul and refuses AveragePool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from ptq_core.arithmetic import (
+    QParams,
+    quantize,
+    quantize_bias,
+    weight_parameters,
+    widen_for_bias,
+)
+from ptq_core.graph import operators as ops
+from ptq_core.graph.constants import new_constant
+from ptq_core.graph.prepare import Prepared
+from ptq_core.planning import Plan, TensorPlan, WeightPlan
+from ptq_core.types import TargetSpec
+
+_MINIMUM_IR_VERSION = 7  # the one of opset 13
+
+
+def emit(
+    prepared: Prepared, plan: Plan, parameters: Mapping[str, QParams], target: TargetSpec
+) -> ir.Model:
+    """Turn the prepared model into the quantized one, in place.
+
+    Args:
+        prepared: the model that the plan was made for; it is used up.
+        plan: what to do.
+        parameters: of every tensor in the plan that is its own source.
+        target: for the form of biases and guards.
+    """
+    graph = prepared.model.graph
+    nodes = {ops.key(node): node for node in graph}
+    values = _values(graph)
+    emitter = _Emitter(graph, parameters)
+    for weight in plan.weights:
+        _emit_weight(emitter, nodes, plan, weight, target)
+    integer = {node.key for node in plan.nodes if node.decision in ("integer", "fused")}
+    guarded = {node.key for node in plan.nodes if node.decision == "guarded"}
+    for tensor in plan.tensors.values():
+        _emit_tensor(emitter, values[tensor.name], tensor, integer, guarded)
+    common.RemoveUnusedNodesPass()(prepared.model)
+    graph.sort()
+    prepared.model.ir_version = max(prepared.model.ir_version or 0, _MINIMUM_IR_VERSION)
+    return prepared.model
+
+
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    values = {value.name: value for value in graph.inputs}
+    values |= {out.name: out for node in graph for out in node.outputs}
+    return {name: value for name, value in values.items() if name}
+
+
+class _Emitter:
+    """Makes nodes and constants, each constant once."""
+
+    def __init__(self, graph: ir.Graph, parameters: Mapping[str, QParams]) -> None:
+        self.graph = graph
+        self.parameters = parameters
+        self._constants: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[str, bytes], ir.Value] = {}
+
+    def scale_and_zero_point(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
+        """The two constants of these parameters, called after ``name``."""
+        if name not in self._constants:
+            self._constants[name] = (
+                new_constant(self.graph, f"{name}_scale", params.scale),
+                new_constant(self.graph, f"{name}_zero_point", params.zero_point),
+            )
+        return self._constants[name]
+
+    def dequantize(
+        self, name: str, codes: ir.Value, scale: ir.Value, zero_point: ir.Value, axis: int | None
+    ) -> ir.Node:
+        """A DequantizeLinear that is not in the graph yet."""
+        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+        node = ir.node(
+            "DequantizeLinear", [codes, scale, zero_point], attributes, name=f"{name}_dequantize"
+        )
+        node.outputs[0].name = f"{name}_dequantized"
+        node.outputs[0].dtype = ir.DataType.FLOAT
+        node.outputs[0].shape = codes.shape
+        return node
+
+    def constant(self, name: str, array: NDArray[Any], params: QParams) -> ir.Value:
+        """The dequantized value of a constant; the same for every node that shares it."""
+        token = (name, params.scale.tobytes() + str(params.axis).encode())
+        if token not in self._weights:
+            used = sum(known[0] == name for known in self._weights)
+            own = name if used == 0 else f"{name}_{used}"
+            codes = new_constant(self.graph, f"{own}_quantized", quantize(array, params))
+            scale, zero_point = self.scale_and_zero_point(own, params)
+            node = self.dequantize(own, codes, scale, zero_point, params.axis)
+            self._prepend(node)
+            self._weights[token] = node.outputs[0]
+        return self._weights[token]
+
+    def bias(self, name: str, codes: NDArray[Any], scale: NDArray[Any]) -> ir.Value:
+        """The dequantized value of an int32 bias."""
+        stored = new_constant(self.graph, f"{name}_quantized", codes)
+        own = (stored.name or name).removesuffix("_quantized")
+        scale_value = new_constant(self.graph, f"{own}_scale", scale)
+        zero_point = new_constant(self.graph, f"{own}_zero_point", np.zeros(scale.shape, np.int32))
+        node = self.dequantize(own, stored, scale_value, zero_point, 0 if scale.ndim else None)
+        self._prepend(node)
+        return node.outputs[0]
+
+    def _prepend(self, node: ir.Node) -> None:
+        first = next(iter(self.graph))
+        self.graph.insert_before(first, node)
+
+
+def _emit_weight(
+    emitter: _Emitter,
+    nodes: Mapping[str, ir.Node],
+    plan: Plan,
+    weight: WeightPlan,
+    target: TargetSpec,
+) -> None:
+    node = nodes[weight.node]
+    array = ops.constant(node.inputs[weight.position])
+    if array is None:
+        raise AssertionError(f"the weights of {weight.node} are no constant")
+    params = weight_parameters(array, weight.scheme, weight.axis)
+    if weight.bias is not None and target.bias == "int32":
+        data = node.inputs[0]
+        source = plan.tensors[data.name or ""].source if data is not None else ""
+        input_scale = float(emitter.parameters[source].scale)
+        holder = node if weight.bias_node is None else nodes[weight.bias_node]
+        position = next(
+            i for i, v in enumerate(holder.inputs) if v is not None and v.name == weight.bias
+        )
+        bias = ops.constant(holder.inputs[position])
+        if bias is None:
+            raise AssertionError(f"the bias of {weight.node} is no constant")
+        if bias.size == 1 or params.axis is None or bias.size == params.scale.size:
+            bias = bias.reshape(-1)
+            params = widen_for_bias(params, bias, input_scale)
+            codes, scale = quantize_bias(bias, input_scale, params)
+            holder.replace_input_with(position, emitter.bias(weight.bias, codes, scale))
+    node.replace_input_with(weight.position, emitter.constant(weight.tensor, array, params))
+
+
+def _emit_tensor(
+    emitter: _Emitter,
+    value: ir.Value,
+    tensor: TensorPlan,
+    integer: set[str],
+    guarded: set[str],
+) -> None:
+    params = emitter.parameters[tensor.source]
+    scale, zero_point = emitter.scale_and_zero_point(tensor.source, params)
+    graph, name = emitter.graph, tensor.name
+    uses = list(value.uses())
+    was_output = value.is_graph_output()
+    encode = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantize")
+    codes = encode.outputs[0]
+    codes.name = f"{name}_quantized"
+    codes.dtype = ir.DataType[tensor.scheme.dtype.upper()]
+    codes.shape = value.shape
+    decode = emitter.dequantize(name, codes, scale, zero_point, None)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(next(iter(graph)), [encode, decode])
+    else:
+        graph.insert_after(producer, [encode, decode])
+    for use in uses:
+        key = ops.key(use.node)
+        if use.node.op_type in ops.SHAPE_READERS:
+            if tensor.produced:
+                use.node.replace_input_with(use.idx, codes)
+        elif key in guarded and use.idx == 0 and tensor.produced:
+            guard = _guard(emitter, use.node, codes, params, name)
+            graph.insert_before(use.node, guard)
+            use.node.replace_input_with(use.idx, guard.outputs[0])
+        elif key in integer or tensor.produced:
+            use.node.replace_input_with(use.idx, decode.outputs[0])
+    if was_output and tensor.produced:
+        _become_output(graph, value, decode.outputs[0])
+
+
+def _become_output(graph: ir.Graph, value: ir.Value, dequantized: ir.Value) -> None:
+    """Let the dequantized value be the graph output, under the name that users know."""
+    name = value.name
+    value.name = f"{name}_float"
+    dequantized.name = name
+    dequantized.shape, dequantized.type = value.shape, value.type
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = dequantized
+
+
+def _guard(
+    emitter: _Emitter, node: ir.Node, codes: ir.Value, params: QParams, name: str
+) -> ir.Node:
+    """A DequantizeLinear with one, equal, scale per channel: runtimes do not fuse through it."""
+    weight = ops.constant(node.inputs[1])
+    channels = 1
+    if weight is not None:
+        channels = weight.shape[0] if node.op_type == "ConvTranspose" else weight.shape[1]
+        if node.op_type == "Conv":
+            channels *= int(ops.attribute(node, "group", 1))
+        if node.op_type == "Gemm":
+            channels = weight.shape[1 if ops.attribute(node, "transB", 0) else 0]
+    per_channel = QParams(
+        scheme=params.scheme,
+        scale=np.full(channels, params.scale),
+        zero_point=np.full(channels, params.zero_point),
+        axis=1,
+    )
+    own = f"{name}_for_{ops.label(node)}"
+    scale, zero_point = emitter.scale_and_zero_point(own, per_channel)
+    return emitter.dequantize(own, codes, scale, zero_point, 1)

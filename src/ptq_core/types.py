@@ -1,0 +1,376 @@
+"""Frozen data and protocols that cross the plugin boundary.
+
+Nothing here imports more than the standard library at run time, so that a plugin's module can be
+imported in a few milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[Any]
+    FloatArray: TypeAlias = NDArray[np.floating[Any]]
+
+Layout = Literal["NCHW", "NHWC"]
+
+
+# ------------------------------------------------------------------------------------ numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """The real interval that a tensor's integers have to represent; what a calibrator returns."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QScheme:
+    """How reals become integers: storage type, symmetric or not, narrow or full integer range.
+
+    Attributes:
+        dtype: ``int8``, ``uint8``, ``int16`` or ``uint16``.
+        symmetric: the zero point is 0 (or the middle of an unsigned type) and the range
+            ``[-a, a]``.
+        narrow_range: the lowest code of a signed type is left out (-127..127 for ``int8``).
+    """
+
+    dtype: Literal["int8", "uint8", "int16", "uint16"] = "uint8"
+    symmetric: bool = False
+    narrow_range: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Width of one code."""
+        return int(self.dtype.removeprefix("u").removeprefix("int"))
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes can be negative."""
+        return not self.dtype.startswith("u")
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code."""
+        if not self.signed:
+            return 0
+        return -(1 << (self.bits - 1)) + int(self.narrow_range)
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+
+# -------------------------------------------------------------------------------- calibrators
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoOptions:
+    """The options of an entry that has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObservedTensor:
+    """The activation that one calibrator watches."""
+
+    name: str
+    scheme: QScheme
+
+
+class Calibrator(Protocol):
+    """Watches one tensor over all samples and ends with its range: a streaming reducer.
+
+    Memory is bounded by the calibrator's own state; nothing of a sample is kept. The result must
+    not depend on the order of the samples nor on how they are split over calibrators that are
+    merged afterwards.
+    """
+
+    def observe(self, values: FloatArray, /) -> None:
+        """Take in the tensor's values for one sample (read-only, finite, any shape)."""
+
+    def end_pass(self) -> bool:
+        """Called when every sample was seen once; True asks for another pass over the same."""
+
+    def merge(self, other: Self, /) -> None:
+        """Take in what another calibrator of the same kind has seen of other samples."""
+
+    def result(self) -> Range:
+        """The range, after the last pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibratorEntry:
+    """A calibration algorithm, chosen by ``activation_quant_method = NAME``.
+
+    Attributes:
+        name: as users write it; look-up ignores case.
+        summary: one line for ``ptq plugins list``.
+        factory: makes the calibrator of one tensor from the tensor and the options.
+        options: frozen dataclass; its fields are the keys of ``[calibrator.NAME]``.
+        aliases: other spellings of the name.
+        batched: ``observe`` gives the same result for a batch as for its samples one by one.
+    """
+
+    name: str
+    summary: str
+    factory: Callable[[ObservedTensor, Any], Calibrator]
+    options: type = NoOptions
+    aliases: tuple[str, ...] = ()
+    batched: bool = False
+
+
+# ------------------------------------------------------------------------------ preprocessors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInput:
+    """One input of the model, as a preprocessor has to fill it.
+
+    Attributes:
+        name: the input's name in the model.
+        dtype: NumPy's name of the element type, for example ``float32``.
+        shape: the shape of one run; None or a symbol's name where the model leaves it open.
+        layout: where the channels of a 4-D input are, None where that is unknown.
+        data_layout: how 4-D buffers without a shape of their own (BIN) are laid out.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+    layout: Layout | None = None
+    data_layout: Layout | None = None
+
+
+class Preprocessor(Protocol):
+    """Reads files into samples for one input of the model.
+
+    An error that is the file's fault is a ValueError or an OSError; core adds the file's name.
+    Two things are optional: an attribute ``notes``, sentences that core tells the user once, and a
+    method ``stack(path)`` for a file that holds all samples, which returns a sequence of them.
+    """
+
+    def read(self, path: Path, /) -> Array:
+        """The sample in this file, as the model takes it, batch axis included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessorEntry:
+    """A way to read samples, chosen by ``input_type = NAME``.
+
+    Attributes:
+        name: as users write it; look-up ignores case.
+        summary: one line for ``ptq plugins list``.
+        factory: makes the preprocessor of one input.
+        suffixes: endings, lower case with dot, of the files that are samples.
+        options: frozen dataclass; its fields are keys of ``[data_preprocess_param]`` and
+            ``[preprocessor.NAME]``.
+        aliases: other spellings of the name.
+    """
+
+    name: str
+    summary: str
+    factory: Callable[[ModelInput, Any], Preprocessor]
+    suffixes: tuple[str, ...]
+    options: type = NoOptions
+    aliases: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------ runners
+
+
+class Runner(Protocol):
+    """Executes a float model.
+
+    Every output of the model it was made from is returned, under its name.
+    """
+
+    def run(
+        self, feeds: Mapping[str, Array], /, out: Mapping[str, Array] | None = None
+    ) -> Mapping[str, Array]:
+        """Outputs for one run.
+
+        Args:
+            feeds: an array for each input.
+            out: arrays that outputs may be written to, to save allocations. A runner may ignore
+                them; the caller uses what is returned.
+        """
+
+    def executed_model(self) -> bytes | None:
+        """The graph as the runtime really executes it, a serialized ONNX model, if it can tell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerEntry:
+    """A runtime that executes models during calibration and verification.
+
+    Attributes:
+        name: as users write it in ``[runner] name = NAME``; look-up ignores case.
+        summary: one line for ``ptq plugins list``.
+        factory: makes a runner from a serialized model (its bytes, or a file where it is too
+            large for that) and the options.
+        options: frozen dataclass; its fields are the keys of ``[runner.NAME]``.
+        aliases: other spellings of the name.
+    """
+
+    name: str
+    summary: str
+    factory: Callable[[bytes | Path, Any], Runner]
+    options: type = NoOptions
+    aliases: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------ targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedOutput:
+    """Parameters that a device demands for an operator's output, whatever the data."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorRule:
+    """How a device wants one operator type.
+
+    Attributes:
+        quantize: ``always``: wherever it has constant weights; ``after``: where its inputs are
+            integers already; ``between``: there, and only if an integer operator reads the
+            result; ``never``: stays float, for ``reason``.
+        output: ``quantized``: the device needs an integer result; ``as_needed``: integers only
+            where an integer operator reads them, float otherwise.
+        same_parameters: input and output share scale and zero point (data movers).
+        per_channel: the weights may have one scale per output channel.
+        fuse: activation types that the device merges into this operator; the tensor between
+            stays unquantized and the range is fitted into the activation's bounds.
+        attributes: allowed values per attribute; others leave the node float.
+        fixed_output: parameters that the device demands for the result.
+        reason: why the operator is not quantized, or why these attributes are needed.
+    """
+
+    quantize: Literal["always", "after", "between", "never"]
+    output: Literal["quantized", "as_needed"] = "quantized"
+    same_parameters: bool = False
+    per_channel: bool = False
+    fuse: tuple[str, ...] = ()
+    attributes: Mapping[str, tuple[int | float | str, ...]] = field(default_factory=dict)
+    fixed_output: FixedOutput | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetSpec:
+    """What a device needs from a quantized model, as data; can be written in TOML.
+
+    Attributes:
+        activation: scheme of activations (always per tensor).
+        weight: scheme of weights.
+        bias: ``int32`` with scale ``s_x * s_w`` and a DequantizeLinear, or ``float``.
+        skip_guard: ``per_axis_dequantize``: a layer that stays float between quantized ones is
+            fed from a DequantizeLinear of its own with one (equal) scale per channel, so that
+            the runtime does not quantize it behind the user's back; ``none``.
+        minimum_opset: the opset that the emitted operators need.
+        maximum_opset: the newest opset that the device's importer takes, if it has a limit.
+        operators: the rule of each operator type; a type without one stays float.
+    """
+
+    activation: QScheme
+    weight: QScheme
+    bias: Literal["int32", "float"] = "int32"
+    skip_guard: Literal["none", "per_axis_dequantize"] = "none"
+    minimum_opset: int = 13
+    maximum_opset: int | None = None
+    operators: Mapping[str, OperatorRule]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetEntry:
+    """A device, chosen by ``target_device = NAME``.
+
+    Attributes:
+        name: as users write it; look-up ignores case.
+        summary: one line for ``ptq plugins list``.
+        spec: what the device needs.
+        aliases: other spellings of the name.
+    """
+
+    name: str
+    summary: str
+    spec: TargetSpec
+    aliases: tuple[str, ...] = ()
+
+
+# -------------------------------------------------------------------- encodings, commands, events
+
+
+class Encoding(Protocol):
+    """Stores integer codes of a few bits each as bytes, and gives them back exactly."""
+
+    def pack(self, codes: Array, bits: int, /) -> bytes:
+        """The bytes that store these codes, ``-2**(bits-1) <= code < 2**(bits-1)``."""
+
+    def unpack(self, data: bytes, bits: int, count: int, /) -> Array:
+        """The ``count`` codes that :meth:`pack` stored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodingEntry:
+    """A way to store integer weights, chosen by ``encoding = NAME`` in ``[weight_quant_param]``."""
+
+    name: str
+    summary: str
+    factory: Callable[[Any], Encoding]
+    options: type = NoOptions
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandEntry:
+    """A further subcommand of ``ptq``.
+
+    Attributes:
+        name: the word after ``ptq``.
+        summary: one line for ``ptq --help``.
+        factory: returns the function that is called with the remaining arguments and returns
+            the exit code.
+        aliases: other spellings of the name.
+    """
+
+    name: str
+    summary: str
+    factory: Callable[[], Callable[[Sequence[str]], int]]
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened in a running job.
+
+    Attributes:
+        stage: ``prepare``, ``plan``, ``calibrate``, ``emit`` or ``verify``.
+        kind: ``start``, ``advance``, ``end``, or ``note`` for a message.
+        done: how much of the stage is done, in its own unit (samples, nodes).
+        total: how much there is, None where that is not known.
+        message: a note's text, or what the stage is doing.
+    """
+
+    stage: str
+    kind: Literal["start", "advance", "end", "note"]
+    done: int = 0
+    total: int | None = None
+    message: str = ""
+
+
+Entry: TypeAlias = (
+    CalibratorEntry | PreprocessorEntry | TargetEntry | RunnerEntry | EncodingEntry | CommandEntry
+)

@@ -1,0 +1,236 @@
+"""Look at the result before handing it over: valid, loadable, close, and really integer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq_core.arithmetic import cosine, sqnr
+from ptq_core.errors import PtqError
+from ptq_core.graph.model import runnable, with_outputs
+from ptq_core.graph.operators import key
+from ptq_core.planning import Plan
+from ptq_core.plugins import Registered, blame
+from ptq_core.samples import Sample
+from ptq_core.types import Runner, RunnerEntry
+
+# Operators that compute with integers and may still give a float result, by parts of their names.
+_INTEGER_KERNELS = ("QLinear", "QGemm", "Integer", "QAttention", "QuantizeLinear")
+_CLEAN = 60.0  # dB of a tensor with nothing quantized before it: as good as 10-bit integers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputCheck:
+    """How close one output of the quantized model is to the float model's.
+
+    Attributes:
+        name: the output.
+        cosine: mean over the samples.
+        worst_cosine: the smallest.
+        sqnr: signal to quantization noise in dB over all samples together.
+    """
+
+    name: str
+    cosine: float
+    worst_cosine: float
+    sqnr: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What verification found.
+
+    Attributes:
+        outputs: closeness, for each float output.
+        samples: how many samples were compared.
+        held_out: calibration did not see them.
+        executed: operators of the graph that the runtime really executes, with their counts; empty
+            where the runner cannot tell.
+        unexpected: nodes that the plan has in integers and the runtime runs in float.
+    """
+
+    outputs: tuple[OutputCheck, ...] = ()
+    samples: int = 0
+    held_out: bool = False
+    executed: Mapping[str, int] = field(default_factory=dict)
+    unexpected: tuple[str, ...] = ()
+
+    @property
+    def cosine(self) -> float | None:
+        """The smallest mean cosine of all outputs; None where nothing was compared."""
+        return min((output.cosine for output in self.outputs), default=None)
+
+
+def check_model(model: bytes | Path) -> None:
+    """Raise PtqError if the ONNX checker refuses the model: that is a defect of ptq."""
+    try:
+        onnx.checker.check_model(str(model) if isinstance(model, Path) else model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise PtqError(
+            f"the quantized model is not valid ONNX, nothing was written: {error}",
+            hint="this is a defect of ptq or of a target plugin",
+        ) from error
+
+
+def verify(
+    original: bytes | Path,
+    quantized: bytes | Path,
+    plan: Plan,
+    samples: Iterable[Sample],
+    runner: Registered[RunnerEntry],
+    options: Any,
+    *,
+    held_out: bool = False,
+) -> Verification:
+    """Compare the quantized model with the float one on a few samples.
+
+    Raises:
+        PluginError: the runner cannot load one of them.
+    """
+    with blame(runner.record, "loading the quantized model"):
+        after = runner.entry.factory(quantized, options)
+    with blame(runner.record, "loading the float model"):
+        before = runner.entry.factory(original, options)
+    collected: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+    count = 0
+    for sample in samples:
+        with blame(runner.record, f"running {sample.name}"):
+            wanted, found = before.run(sample.feeds), after.run(sample.feeds)
+        count += 1
+        for name, array in wanted.items():
+            if array.dtype.kind == "f":
+                collected.setdefault(name, []).append((array, found[name]))
+    executed, unexpected = _executed(after, plan, runner)
+    return Verification(
+        outputs=tuple(_check(name, pairs) for name, pairs in collected.items()),
+        samples=count,
+        held_out=held_out,
+        executed=executed,
+        unexpected=unexpected,
+    )
+
+
+def _check(name: str, pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> OutputCheck:
+    cosines = [cosine(wanted, found) for wanted, found in pairs]
+    signal = sum(float(np.square(wanted, dtype=np.float64).sum()) for wanted, _ in pairs)
+    noise = sum(
+        float(np.square(wanted - found.astype(np.float64), dtype=np.float64).sum())
+        for wanted, found in pairs
+    )
+    ratio = float("inf") if noise == 0.0 else 10.0 * float(np.log10(max(signal, 1e-300) / noise))
+    return OutputCheck(
+        name=name, cosine=float(np.mean(cosines)), worst_cosine=min(cosines), sqnr=ratio
+    )
+
+
+def _executed(
+    session: Runner, plan: Plan, runner: Registered[RunnerEntry]
+) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """Operators of the executed graph, and planned integer nodes that are float in it."""
+    with blame(runner.record, "showing the executed graph"):
+        form = session.executed_model()
+    if form is None:
+        return {}, ()
+    graph = onnx.load_from_string(form).graph
+    counts = Counter(node.op_type for node in graph.node)
+    by_output = {node.key: node.name for node in plan.nodes if node.decision == "integer"}
+    by_output |= {
+        name: by_output.get(name, name) for name, tensor in plan.tensors.items() if tensor.produced
+    }
+    unexpected = [
+        by_output[output]
+        for node in graph.node
+        if not any(part in node.op_type for part in _INTEGER_KERNELS)
+        for output in node.output
+        if output in by_output
+    ]
+    return dict(counts.most_common()), tuple(dict.fromkeys(unexpected))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeError:
+    """How much of a node's result is noise in the quantized model.
+
+    Attributes:
+        name: the node.
+        op_type: its operator.
+        sqnr: of its result, in dB.
+        lost: dB that were still there in the worst of its inputs.
+    """
+
+    name: str
+    op_type: str
+    sqnr: float
+    lost: float
+
+
+def node_errors(
+    floats: ir.Model,
+    quantized: ir.Model,
+    plan: Plan,
+    samples: Sequence[Sample],
+    runner: Registered[RunnerEntry],
+    options: Any,
+) -> tuple[NodeError, ...]:
+    """The integer nodes, those first in which most accuracy is lost."""
+    names = [name for name, tensor in plan.tensors.items() if tensor.produced]
+    wanted = _watch(floats, names, runner, options)
+    found = _watch(quantized, [f"{name}_dequantized" for name in names], runner, options)
+    ratios: dict[str, list[float]] = {}
+    for sample in samples:
+        with blame(runner.record, f"running {sample.name}"):
+            before, after = wanted.run(sample.feeds), found.run(sample.feeds)
+        for name in names:
+            known = after.get(f"{name}_dequantized")
+            if known is not None:
+                ratios.setdefault(name, []).append(sqnr(before[name], known))
+    level = {name: float(np.mean(values)) for name, values in ratios.items()}
+    decisions = {node.key: node for node in plan.nodes}
+    made_by = {value.name: node for node in floats.graph for value in node.outputs}
+    errors = []
+    for name, own in level.items():
+        node = made_by[name]
+        while decisions[key(node)].decision == "fused":  # an activation or bias: to its operator
+            node = next(made_by[v.name] for v in node.inputs if v is not None and v.name in made_by)
+        before_it = [level[source] for source in _sources(node, level, made_by)]
+        errors.append(
+            NodeError(
+                name=decisions[key(node)].name,
+                op_type=node.op_type,
+                sqnr=own,
+                lost=min(before_it, default=_CLEAN) - own,
+            )
+        )
+    return tuple(sorted(errors, key=lambda error: -error.lost))
+
+
+def _sources(
+    node: ir.Node, level: Mapping[str, float], made_by: Mapping[str | None, ir.Node]
+) -> Iterator[str]:
+    """The measured tensors that the node computes from, looked up through float nodes."""
+    waiting, seen = list(node.inputs), set()
+    while waiting:
+        value = waiting.pop()
+        if value is None or value.name is None or value.name in seen:
+            continue
+        seen.add(value.name)
+        if value.name in level:
+            yield value.name
+        elif value.name in made_by:
+            waiting += made_by[value.name].inputs
+
+
+def _watch(
+    model: ir.Model, names: Sequence[str], runner: Registered[RunnerEntry], options: Any
+) -> Runner:
+    """A runner for the model that returns these tensors."""
+    with runnable(with_outputs(model, names)) as form, blame(runner.record, "loading the model"):
+        return runner.entry.factory(form, options)
