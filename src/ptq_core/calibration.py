@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,11 @@ from ptq_core.types import (
 _RUN_BYTES = 8 << 20
 _LARGEST_BATCH = 32
 _AHEAD = 4  # decoded samples that wait
+
+# After so many runs, tensors whose calibrators have settled are dropped from the model's outputs,
+# if they are a good part of what is fetched. Making another session costs a few runs.
+_SETTLING = (2, 8, 32)
+_WORTH_DROPPING = 0.2
 
 Emit = Callable[[Event], None]
 
@@ -145,10 +150,12 @@ def _one_pass(
         ahead = read_ahead(samples.open(), _AHEAD)
         try:
             for index, batch in enumerate(_batched(ahead, inputs, session, together)):
-                slot = index % 2
-                if len(pending) == 2:  # the slot's buffers are free once its statistics are done
+                # the slot's buffers are free once the statistics that used them are done
+                while len(pending) > (0 if index in _SETTLING else 1):
                     pending.pop(0).result()
-                results = session.run(batch, slot)
+                if index in _SETTLING:
+                    session.drop([one.name for one in observers if one.settled()])
+                results = session.run(batch, index % 2)
                 pending.append(pool.submit(_observe, observers, results, batch, digest))
                 seen += len(batch.names)
                 emit(Event(stage="calibrate", kind="advance", done=seen, total=samples.count))
@@ -193,18 +200,30 @@ class _Session:
         runner: Registered[RunnerEntry],
         options: Any,
     ) -> None:
+        self._model, self._entry, self._options = model, runner.entry, options
         self._record = runner.record
-        self._outputs = frozenset(outputs)
+        self._outputs = list(outputs)
+        self._bytes: dict[str, int] = {}
+        self._open()
+
+    def _open(self) -> None:
         self._buffers: list[dict[str, NDArray[Any]] | None] = [None, None]
         self._shapes: list[Any] = [None, None]
         self._row_bytes = 0
         self._runner: Runner | None = None
-        if outputs:
+        if self._outputs:
             with (
-                runnable(with_outputs(model, outputs)) as form,
-                blame(runner.record, "loading the model"),
+                runnable(with_outputs(self._model, self._outputs)) as form,
+                blame(self._record, "loading the model"),
             ):
-                self._runner = runner.entry.factory(form, options)
+                self._runner = self._entry.factory(form, self._options)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Fetch these tensors no more, if that saves enough."""
+        gone = sum(self._bytes.get(name, 0) for name in names)
+        if gone > _WORTH_DROPPING * sum(self._bytes.values()):
+            self._outputs = [name for name in self._outputs if name not in names]
+            self._open()
 
     def batch_size(self) -> int:
         """Rows of one run, from the observed bytes of a row; 1 until that is known."""
@@ -220,11 +239,12 @@ class _Session:
         out = self._buffers[slot] if self._shapes[slot] == shapes else None
         with blame(self._record, f"running {batch.names[0]}"):
             results = dict(self._runner.run(batch.feeds, out))
-        missing = self._outputs - set(results)
+        missing = [name for name in self._outputs if name not in results]
         if missing:
-            raise PluginError(f"{self._record} did not return '{min(missing)}'")
+            raise PluginError(f"{self._record} did not return '{missing[0]}'")
         self._buffers[slot], self._shapes[slot] = results, shapes
-        self._row_bytes = sum(array.nbytes for array in results.values()) // max(1, batch.rows)
+        self._bytes = {name: array.nbytes for name, array in results.items()}
+        self._row_bytes = sum(self._bytes.values()) // max(1, batch.rows)
         return {**results, **batch.feeds}
 
 
@@ -238,8 +258,14 @@ class _Observer:
         self._method = method.entry.entry.name
         with blame(self._record, "making a calibrator"):
             self._calibrator: Calibrator = method.entry.entry.factory(
-                ObservedTensor(name=name, scheme=tensor.scheme), method.options
+                ObservedTensor(name=name, scheme=tensor.scheme, bounds=tensor.bounds),
+                method.options,
             )
+
+    def settled(self) -> bool:
+        settled = getattr(self._calibrator, "settled", None)
+        with blame(self._record, f"observing '{self.name}'"):
+            return settled is not None and bool(settled())
 
     def observe(self, values: NDArray[Any], batch: Batch) -> None:
         if not _finite(values):
@@ -281,7 +307,8 @@ def _observe(
     digest: hashlib._Hash | None,
 ) -> None:
     for observer in observers:
-        observer.observe(results[observer.name], batch)
+        if observer.name in results:  # else it has settled
+            observer.observe(results[observer.name], batch)
     if digest is not None:
         add_to_digest(digest, batch)
 

@@ -24,7 +24,8 @@ from ptq_core.config import Config, render_config, resolve_path, unused_options,
 from ptq_core.emission import emit as emit_model
 from ptq_core.errors import ConfigError, InputError, Location
 from ptq_core.graph.model import check_writable, load_model, runnable, save_model
-from ptq_core.graph.prepare import Prepared, prepare
+from ptq_core.graph.prepare import prepare
+from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import MAX_MIN, Plan, make_plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
 from ptq_core.samples import Sample, Samples, model_inputs, samples_from_arrays, samples_from_files

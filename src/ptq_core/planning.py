@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ptq_core.errors import ConfigError, Location, ModelError, Problem, did_you_mean
 from ptq_core.graph import operators as ops
-from ptq_core.graph.prepare import Prepared, only_consumer
+from ptq_core.graph.prepared import Prepared, only_consumer
 from ptq_core.types import FixedOutput, OperatorRule, QScheme, TargetSpec
 
 MAX_MIN = "MAX_MIN"

@@ -2,7 +2,8 @@
 
 The keys of the file are ``name``, ``summary``, ``aliases`` and the fields of
 :class:`~ptq_core.types.TargetSpec`; ``[operators.TYPE]`` tables are
-:class:`~ptq_core.types.OperatorRule`.
+:class:`~ptq_core.types.OperatorRule`. Plugins read such files while ``ptq`` starts, so this module
+checks them itself: a validation library would cost more than all the rest of the start.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import types
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli
 
@@ -20,6 +21,7 @@ from ptq_core.errors import ConfigError, Location, Problem, did_you_mean
 from ptq_core.types import TargetEntry, TargetSpec
 
 _HEADER = ("name", "summary", "aliases")
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def target_from_toml(source: Traversable | Path) -> TargetEntry:
@@ -42,71 +44,90 @@ def target_from_toml(source: Traversable | Path) -> TargetEntry:
         ) from error
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a TOML file: {error}", location=Location(file=file)) from error
-    return _target(document, file)
+    reading = _Reading(file)
+    header = {key: document.pop(key) for key in _HEADER if key in document}
+    for key in ("name", "summary"):
+        if not isinstance(header.get(key), str) or not header[key]:
+            reading.complain("", f"'{key}' has to be given, as text")
+    aliases = reading.value(tuple[str, ...], header.get("aliases", []), "aliases")
+    spec = reading.value(TargetSpec, document, "")
+    if reading.problems:
+        raise ConfigError(problems=reading.problems)
+    return TargetEntry(name=header["name"], summary=header["summary"], aliases=aliases, spec=spec)
 
 
-def _target(document: Mapping[str, Any], file: str) -> TargetEntry:
-    from pydantic import TypeAdapter, ValidationError  # 0.1 s that `ptq --help` need not pay
+class _Reading:
+    """Turns plain TOML values into the types of dataclasses and collects what does not fit."""
 
-    problems = _unknown_keys(document, file)
-    problems += [
-        Problem(message=f"'{key}' is missing", location=Location(file=file))
-        for key in ("name", "summary")
-        if not isinstance(document.get(key), str) or not document[key]
-    ]
-    body = {key: value for key, value in document.items() if key not in _HEADER}
-    spec: TargetSpec | None = None
-    try:
-        spec = TypeAdapter(TargetSpec).validate_python(body)
-    except ValidationError as error:
-        problems += [
-            Problem(
-                message=f"{'.'.join(map(str, line['loc']))}: {line['msg']}, "
-                f"found {_shown(line['input'])}",
-                location=Location(file=file),
+    def __init__(self, file: str) -> None:
+        self.problems: list[Problem] = []
+        self._file = file
+
+    def complain(self, path: str, message: str, hint: str = "") -> None:
+        text = f"{path}: {message}" if path else message
+        self.problems.append(Problem(message=text, location=Location(file=self._file), hint=hint))
+
+    def value(self, kind: Any, found: Any, path: str) -> Any:
+        """``found`` as a ``kind``; None, with a problem noted, where it is none."""
+        if isinstance(kind, types.UnionType):  # "X | None": TOML has no null
+            choices = [part for part in get_args(kind) if part is not type(None)]
+            fitting = [part for part in choices if self._fits(part, found)]
+            return self.value((fitting or choices)[0], found, path)
+        if dataclasses.is_dataclass(kind) and isinstance(found, dict):
+            return self._dataclass(kind, found, path)
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin is Literal and found in arguments:
+            return found
+        if origin is tuple and isinstance(found, list):
+            return tuple(
+                self.value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(found)
             )
-            for line in error.errors()
-        ]
-    if problems or spec is None:
-        raise ConfigError(problems=problems)
-    return TargetEntry(
-        name=document["name"],
-        summary=document["summary"],
-        aliases=tuple(document.get("aliases", ())),
-        spec=spec,
-    )
+        if origin is Mapping and isinstance(found, dict):
+            return {
+                key: self.value(arguments[1], item, f"{path}.{key}") for key, item in found.items()
+            }
+        if self._fits(kind, found):
+            return float(found) if kind is float else found
+        self._wrong(kind, found, path)
+        return None
 
+    def _fits(self, kind: Any, found: Any) -> bool:
+        if kind is float:
+            return isinstance(found, int | float) and not isinstance(found, bool)
+        return isinstance(kind, type) and type(found) is kind
 
-def _shown(value: object) -> str:
-    return "a table" if isinstance(value, Mapping) else repr(value)
+    def _wrong(self, kind: Any, found: Any, path: str) -> None:
+        origin = get_origin(kind)
+        if origin is Literal:
+            allowed = [str(value) for value in get_args(kind)]
+            hint = did_you_mean(str(found), allowed)
+            self.complain(path, f"found {found!r}, expected {' or '.join(allowed)}", hint)
+            return
+        if origin is tuple:
+            expected = "a list"
+        elif origin is Mapping or dataclasses.is_dataclass(kind):
+            expected = "a table"
+        else:
+            expected = _WORDS.get(kind, str(kind))
+        self.complain(path, f"found {found!r}, expected {expected}")
 
-
-def _unknown_keys(document: Mapping[str, Any], file: str) -> list[Problem]:
-    problems: list[Problem] = []
-
-    def visit(kind: Any, value: Any, path: str) -> None:
-        if isinstance(kind, types.UnionType):
-            kind = next(part for part in get_args(kind) if part is not type(None))
-        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-            hints = get_type_hints(kind)
-            allowed = [*hints, *(() if path else _HEADER)]
-            for key, item in value.items():
-                if key not in allowed:
-                    problems.append(
-                        Problem(
-                            message=f"unknown key '{path}{key}'",
-                            location=Location(file=file),
-                            hint=did_you_mean(key, allowed),
-                        )
-                    )
-                elif key in hints:
-                    visit(hints[key], item, f"{path}{key}.")
-        elif get_origin(kind) is Mapping and isinstance(value, Mapping):
-            for key, item in value.items():
-                visit(get_args(kind)[1], item, f"{path}{key}.")
-
-    visit(TargetSpec, document, "")
-    return problems
+    def _dataclass(self, kind: Any, found: dict[str, Any], path: str) -> Any:
+        hints = get_type_hints(kind)
+        before = len(self.problems)
+        prefix = f"{path}." if path else ""
+        for key in found:
+            if key not in hints:
+                self.complain("", f"unknown key '{prefix}{key}'", did_you_mean(key, hints))
+        for field in dataclasses.fields(kind):
+            optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+            if field.name not in found and not optional:
+                self.complain("", f"'{prefix}{field.name}' is missing")
+        given = {
+            key: self.value(hints[key], item, f"{prefix}{key}")
+            for key, item in found.items()
+            if key in hints
+        }
+        return kind(**given) if len(self.problems) == before else None
 
 
 def is_target_file(name: str) -> bool:

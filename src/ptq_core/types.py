@@ -80,10 +80,18 @@ class NoOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObservedTensor:
-    """The activation that one calibrator watches."""
+    """The activation that one calibrator watches.
+
+    Attributes:
+        name: the tensor.
+        scheme: how its codes will be.
+        bounds: the interval that its values cannot leave (it comes out of a Relu or Clip), None
+            where it has none.
+    """
 
     name: str
     scheme: QScheme
+    bounds: tuple[float, float] | None = None
 
 
 class Calibrator(Protocol):
@@ -92,6 +100,9 @@ class Calibrator(Protocol):
     Memory is bounded by the calibrator's own state; nothing of a sample is kept. The result must
     not depend on the order of the samples nor on how they are split over calibrators that are
     merged afterwards.
+
+    One method is optional: ``settled() -> bool``, True once nothing that it could still see would
+    change its result; then the tensor is no longer fetched from the runtime, which saves time.
     """
 
     def observe(self, values: FloatArray, /) -> None:

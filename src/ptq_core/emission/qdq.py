@@ -23,7 +23,7 @@ from ptq_core.arithmetic import (
 )
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
-from ptq_core.graph.prepare import Prepared
+from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import Plan, TensorPlan, WeightPlan
 from ptq_core.types import TargetSpec
 

@@ -17,7 +17,8 @@ ptq_api_version = (1, 0)
 class MaxMin:
     """Running minimum and maximum. NumPy's own reductions are vectorized and release the GIL."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: tuple[float, float] | None = None) -> None:
+        self._bounds = bounds
         self._low = float("inf")
         self._high = float("-inf")
 
@@ -26,6 +27,11 @@ class MaxMin:
         if values.size:
             self._low = min(self._low, float(values.min()))
             self._high = max(self._high, float(values.max()))
+
+    def settled(self) -> bool:
+        """Whether both ends have reached the bounds that the values cannot leave."""
+        bounds = self._bounds
+        return bounds is not None and self._low <= bounds[0] and self._high >= bounds[1]
 
     def end_pass(self) -> bool:
         """One pass is enough."""
@@ -42,7 +48,7 @@ class MaxMin:
 
 
 def _make(tensor: ObservedTensor, options: object) -> Calibrator:
-    return MaxMin()
+    return MaxMin(tensor.bounds)
 
 
 @hookimpl
