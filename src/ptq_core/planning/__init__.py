@@ -1,0 +1,23 @@
+"""Decide, before any data is touched, what becomes of every node and every tensor.
+
+``make_plan`` is pure: it reads the prepared graph, the target's rules and the user's wishes, and
+returns data that can be printed. Emission does what the plan says and decides nothing.
+"""
+
+from __future__ import annotations
+
+from ptq_core.planning.make import make_plan, needs_guard
+from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan, WeightPlan
+from ptq_core.planning.skip import match_nodes
+
+__all__ = [
+    "MAX_MIN",
+    "Decision",
+    "NodePlan",
+    "Plan",
+    "TensorPlan",
+    "WeightPlan",
+    "make_plan",
+    "match_nodes",
+    "needs_guard",
+]

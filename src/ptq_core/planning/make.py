@@ -1,0 +1,152 @@
+"""Make the plan: single nodes, then regions, then the record with every reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from ptq_core.errors import ModelError
+from ptq_core.graph import operators as ops
+from ptq_core.graph.prepared import Prepared
+from ptq_core.planning.nodes import Draft, draft_of, followers_of, why_float
+from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan
+from ptq_core.planning.regions import propagate, tensor_plans, trim, weight_plans
+from ptq_core.planning.skip import match_nodes
+from ptq_core.types import TargetSpec
+
+
+def make_plan(
+    prepared: Prepared,
+    target: TargetSpec,
+    *,
+    method: str = MAX_MIN,
+    per_channel: bool = True,
+    skip: Sequence[str] = (),
+) -> Plan:
+    """The plan for full quantization of a prepared model on a target.
+
+    Args:
+        prepared: the model.
+        target: the device's rules.
+        method: the calibrator of activations; graph inputs and outputs take MAX_MIN.
+        per_channel: one weight scale per output channel where the device can.
+        skip: names, globs, and ``type:OPERATOR`` of nodes that stay float.
+
+    Raises:
+        ConfigError: something in ``skip`` matches nothing.
+        ModelError: no node can be quantized.
+    """
+    graph = prepared.model.graph
+    skipped = match_nodes(prepared, skip)
+    opset = graph.opset_imports.get("", 1)
+    reasons: dict[str, str] = {}
+    drafts: dict[str, Draft] = {}
+    for node in graph:
+        reason = why_float(node, target, skipped, opset)
+        if reason is None:
+            drafts[ops.key(node)] = draft_of(node, target.operators[node.op_type], skipped)
+        else:
+            reasons[ops.key(node)] = reason
+    followers = followers_of(drafts.values())
+    for taken in followers:
+        drafts.pop(taken, None)
+    propagate(graph, drafts, reasons)
+    trim(drafts, reasons)
+    chosen = [draft for draft in drafts.values() if draft.integer]
+    if not any(draft.node.op_type in ops.LINEAR for draft in chosen):
+        raise _nothing(graph, reasons, target)
+    tensors = tensor_plans(graph, chosen, target, method)
+    weights = tuple(
+        weight
+        for draft in chosen
+        for weight in weight_plans(draft, target, per_channel=per_channel)
+    )
+    nodes = tuple(_node_plans(graph, drafts, followers, reasons, tensors, target))
+    return Plan(
+        nodes=nodes,
+        tensors=tensors,
+        weights=weights,
+        warnings=tuple(_warnings(prepared, target, chosen, per_channel=per_channel)),
+    )
+
+
+def _node_plans(
+    graph: ir.Graph,
+    drafts: dict[str, Draft],
+    followers: dict[str, tuple[Draft, str]],
+    reasons: dict[str, str],
+    tensors: dict[str, TensorPlan],
+    target: TargetSpec,
+) -> Iterable[NodePlan]:
+    for node in graph:
+        key = ops.key(node)
+        decision: Decision = "float"
+        reason = reasons.get(key, "")
+        draft = drafts.get(key)
+        if key in followers and followers[key][0].integer:
+            decision = "fused"
+            reason = f"{followers[key][1]} of '{ops.label(followers[key][0].node)}'"
+        elif key in followers:
+            reason = f"belongs to '{ops.label(followers[key][0].node)}', which stays float"
+        elif draft is not None and draft.integer:
+            decision, reason = "integer", _why_integer(draft)
+        elif needs_guard(node, tensors, target):
+            decision = "guarded"
+        elif reason.startswith("handles shapes"):
+            decision = "untouched"
+        yield NodePlan(
+            name=ops.label(node), key=key, op_type=node.op_type, decision=decision, reason=reason
+        )
+
+
+def _why_integer(draft: Draft) -> str:
+    if draft.node.op_type in ops.LINEAR:
+        return "constant weights"
+    if draft.rule.same_parameters:
+        return "moves integers without changing them"
+    return "its inputs are integers"
+
+
+def needs_guard(node: ir.Node, tensors: Mapping[str, TensorPlan], target: TargetSpec) -> bool:
+    """Whether a float layer reads a dequantized tensor, so that the runtime might quantize it."""
+    if target.skip_guard == "none" or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    data = node.inputs[0]
+    tensor = None if data is None or data.name is None else tensors.get(data.name)
+    return ops.is_standard(node) and tensor is not None and tensor.produced
+
+
+def _warnings(
+    prepared: Prepared, target: TargetSpec, chosen: Sequence[Draft], *, per_channel: bool
+) -> Iterable[str]:
+    if per_channel:
+        types = sorted(
+            {
+                draft.node.op_type
+                for draft in chosen
+                if draft.node.op_type in ops.LINEAR and not draft.rule.per_channel
+            }
+        )
+        if types:
+            yield f"per_channel: the target takes one weight scale for {', '.join(types)}"
+    opset = prepared.model.graph.opset_imports.get("", 1)
+    if target.maximum_opset is not None and opset > target.maximum_opset:
+        yield f"the model's opset is {opset}, the target's importer takes {target.maximum_opset}"
+
+
+def _nothing(graph: ir.Graph, reasons: dict[str, str], target: TargetSpec) -> ModelError:
+    counted: dict[str, int] = {}
+    for node in graph:
+        if node.op_type in ops.LINEAR:
+            reason = reasons.get(ops.key(node), "")
+            line = f"{node.op_type}: {reason}"
+            counted[line] = counted.get(line, 0) + 1
+    if counted:
+        why = "; ".join(f"{count} x {line}" for line, count in counted.items())
+    else:
+        layers = ", ".join(
+            name for name in ops.LINEAR if target.operators.get(name, None) is not None
+        )
+        why = f"it has no layer with weights ({layers}) in its main graph"
+    return ModelError(f"there is nothing to quantize: {why}")

@@ -1,0 +1,130 @@
+"""One node at a time: can it become integer, and which nodes come with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ptq_core.graph import operators as ops
+from ptq_core.graph.prepared import only_consumer
+from ptq_core.types import OperatorRule, TargetSpec
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """A node that may become integer, while the plan is being made."""
+
+    node: ir.Node
+    rule: OperatorRule
+    output: ir.Value  # behind bias and activation
+    bias_add: ir.Node | None = None
+    activation: ir.Node | None = None
+    integer: bool = True
+
+
+def why_float(
+    node: ir.Node, target: TargetSpec, skipped: Collection[str], opset: int
+) -> str | None:
+    """Why a node cannot be quantized, None where it can."""
+    if not ops.is_standard(node):
+        return f"not an operator of ONNX itself (domain '{node.domain}')"
+    if ops.has_subgraph(node):
+        return "control flow is left as it is"
+    if ops.key(node) in skipped:
+        return "named in skip_quant_node"
+    if not node.outputs or not ops.is_float(node.outputs[0]):
+        return "handles shapes or indices, not activations"
+    rule = target.operators.get(node.op_type)
+    if rule is None:
+        return f"the target lists no integer form for {node.op_type}"
+    if rule.quantize == "never":
+        return rule.reason or f"the target keeps {node.op_type} in float"
+    for name, allowed in rule.attributes.items():
+        value = ops.attribute(node, name, ops.schema_default(node, name, opset))
+        if value not in allowed:
+            shown = " or ".join(map(str, allowed))
+            return f"{name} is {value}, the target's integer form needs {shown}"
+    if node.op_type in ops.LINEAR:
+        return _why_weights_float(node)
+    data = data_inputs(node)
+    if not data:
+        return "all its inputs are constants"
+    if not all(ops.is_float(value) for value in data):
+        return "its inputs are not float32"
+    return None
+
+
+def _why_weights_float(node: ir.Node) -> str | None:
+    facts = ops.LINEAR[node.op_type]
+    weight = ops.constant(node.inputs[facts.weight])
+    if weight is None:
+        return "its weights are not constant (two activations): gains nothing in integers"
+    if weight.dtype != "float32":
+        return f"its weights are {weight.dtype}, not float32"
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return f"its weights have rank {weight.ndim}, not 2"
+    if ops.constant(node.inputs[0]) is not None:
+        return "all its inputs are constants"
+    bias = node.inputs[facts.bias] if facts.bias and len(node.inputs) > facts.bias else None
+    if bias is not None and ops.constant(bias) is None:
+        return "its bias is not constant"
+    return None
+
+
+def data_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs that carry activations: the first, or all where operands are alike."""
+    if node.op_type in ("Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum"):
+        values = list(node.inputs)
+    elif node.op_type == "Where":
+        values = list(node.inputs[1:])
+    else:
+        values = list(node.inputs[:1])
+    return [value for value in values if value is not None and ops.constant(value) is None]
+
+
+def draft_of(node: ir.Node, rule: OperatorRule, skipped: Collection[str]) -> Draft:
+    """The node with what runtimes merge into it: a bias Add behind a MatMul, an activation."""
+    draft = Draft(node=node, rule=rule, output=node.outputs[0])
+    follower = only_consumer(draft.output)
+    if (
+        node.op_type == "MatMul"
+        and follower is not None
+        and ops.key(follower) not in skipped
+        and _is_bias_add(node, follower)
+    ):
+        draft.bias_add = follower
+        draft.output = follower.outputs[0]
+        follower = only_consumer(draft.output)
+    if (
+        follower is not None
+        and follower.op_type in rule.fuse
+        and ops.key(follower) not in skipped
+        and ops.activation_bounds(follower) is not None
+        and follower.inputs[0] is draft.output
+    ):
+        draft.activation = follower
+        draft.output = follower.outputs[0]
+    return draft
+
+
+def _is_bias_add(matmul: ir.Node, follower: ir.Node) -> bool:
+    if follower.op_type != "Add" or not ops.is_standard(follower):
+        return False
+    other = next(value for value in follower.inputs if value is not matmul.outputs[0])
+    bias, weight = ops.constant(other), ops.constant(matmul.inputs[1])
+    if bias is None or weight is None:
+        return False
+    return bias.ndim == 1 and bias.shape == weight.shape[-1:]
+
+
+def followers_of(drafts: Iterable[Draft]) -> dict[str, tuple[Draft, str]]:
+    """Nodes that are done by the draft before them, with what they are to it."""
+    taken: dict[str, tuple[Draft, str]] = {}
+    for draft in drafts:
+        if draft.bias_add is not None:
+            taken[ops.key(draft.bias_add)] = (draft, "the bias")
+        if draft.activation is not None:
+            taken[ops.key(draft.activation)] = (draft, "the activation")
+    return taken
