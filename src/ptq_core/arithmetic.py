@@ -18,6 +18,8 @@ from ptq_core.types import QScheme, Range
 # The tolerance with which onnxruntime compares a quantized range with a Clip's bounds, FLT_EPSILON.
 _CLIP_TOLERANCE = float(np.finfo(np.float32).eps)
 _MINIMUM_WIDTH = 1e-10  # of a range; seed-semantics section 5 step 1
+_BELOW_HALF = float(np.nextafter(0.5, 0.0))
+_PIECE = 1 << 18  # elements that are quantized at a time
 _MAXIMUM_BIAS = 2**30  # half of int32: the other half is left to the accumulator
 
 
@@ -37,11 +39,11 @@ class QParams:
 def round_half_away(values: ArrayLike) -> NDArray[np.float64]:
     """Nearest integers, halves away from zero: 0.5 -> 1, -2.5 -> -3.
 
-    Exact also just below a half, where adding 0.5 first would round up.
+    Exact for every double: what is added is the largest number below a half, so that a half is
+    carried over by the rounding of the sum, and what is just below a half is not.
     """
     reals = np.asarray(values, np.float64)
-    whole = np.trunc(reals)
-    return np.asarray(whole + np.copysign(np.abs(reals - whole) >= 0.5, reals), np.float64)
+    return np.asarray(np.trunc(reals + np.copysign(_BELOW_HALF, reals)), np.float64)
 
 
 def parameters(
@@ -133,10 +135,21 @@ def range_parameters(
 
 
 def quantize(values: NDArray[Any], params: QParams) -> NDArray[Any]:
-    """Codes of the values, rounded half away from zero and saturated."""
+    """Codes of the values, rounded half away from zero and saturated.
+
+    Works through axis 0 in pieces: the doubles in between would be many times the size of a
+    weight of gigabytes, and small ones stay in the processor's cache.
+    """
+    scheme = params.scheme
+    codes = np.empty(values.shape, scheme.dtype)
     scale, zero_point = _along_axis(params, values.ndim)
-    codes = round_half_away(values / scale + zero_point)
-    return np.clip(codes, params.scheme.qmin, params.scheme.qmax).astype(params.scheme.dtype)
+    rows = max(1, _PIECE // max(1, values[:1].size)) if values.ndim else 1
+    for start in range(0, len(values) if values.ndim else 1, rows):
+        piece = slice(start, start + rows) if values.ndim else ()
+        own = piece if params.axis == 0 else ()
+        exact = round_half_away(values[piece] / scale[own] + zero_point[own])
+        codes[piece] = np.clip(exact, scheme.qmin, scheme.qmax)
+    return codes
 
 
 def dequantize(codes: NDArray[Any], params: QParams) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def full_quant(
 
     with job.stage("verify"), runnable(quantized) as after:
         check_model(after)
-        with runnable(load_model(model)) as before:
+        with runnable(floats) if prepared.widened else nullcontext(model) as before:
             report.verification = verify(
                 before,
                 after,

@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from ptq_core.graph import folding
 from ptq_core.graph.constants import fold_constants, new_constant
-from ptq_core.graph.operators import attribute, constant, is_standard, label, rank
+from ptq_core.graph.operators import attribute, constant, dimensions, is_standard, label, rank
 from ptq_core.graph.opset import raise_opset
 from ptq_core.graph.pads import channel_pad_to_convolution, merge_pads
 from ptq_core.graph.prepared import Prepared, merge_into, only_consumer, replace_node
@@ -52,6 +52,7 @@ def prepare(model: ir.Model, minimum_opset: int) -> Prepared:
     ):
         _each_node(prepared, rewrite)
     common.RemoveUnusedNodesPass()(prepared.model)
+    _forget_unknown_shapes(prepared.model.graph)
     _infer_shapes(prepared)
     return prepared
 
@@ -73,6 +74,19 @@ def _infer_shapes(prepared: Prepared) -> None:
         common.ShapeInferencePass()(prepared.model)
     except Exception as error:  # noqa: BLE001 - inference is a help, the model may still run
         prepared.notes.append(f"shape inference failed, shapes stay as the file has them: {error}")
+
+
+def _forget_unknown_shapes(graph: ir.Graph) -> None:
+    """Drop shapes in which inference invented a symbol; rewritten nodes may now tell the real one.
+
+    The batch axis is recognised by its symbol, which such a shape would hide downstream.
+    """
+    ends = set(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            dims = dimensions(value) or ()
+            if value not in ends and any(str(dim).startswith("unk__") for dim in dims):
+                value.shape = None
 
 
 def _widen_half(prepared: Prepared) -> None:
@@ -97,6 +111,7 @@ def _widen_half(prepared: Prepared) -> None:
             if value.dtype == half:
                 value.dtype = single
                 found = True
+    prepared.widened = found
     if found:
         prepared.notes.append(
             "the model is float16; it was widened to float32, its inputs and outputs included"

@@ -15,6 +15,7 @@ class Prepared:
 
     model: ir.Model
     notes: list[str] = field(default_factory=list)
+    widened: bool = False  # the model was float16
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)  # node key -> names taken in
     removed: dict[str, str] = field(default_factory=dict)  # name -> why it is gone
 
