@@ -145,7 +145,8 @@ def _emit_weight(
         bias = ops.constant(holder.inputs[position])
         if bias is None:
             raise AssertionError(f"the bias of {weight.node} is no constant")
-        if bias.size == 1 or params.axis is None or bias.size == params.scale.size:
+        # a bias per row of the result (Gemm) has no int32 form and stays float
+        if bias.size == 1 or bias.shape[-1] == bias.size:
             bias = bias.reshape(-1)
             params = widen_for_bias(params, bias, input_scale)
             codes, scale = quantize_bias(bias, input_scale, params)

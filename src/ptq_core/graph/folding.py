@@ -84,8 +84,8 @@ def fold(graph: ir.Graph, layer: ir.Node, factor: _Vector, offset: _Vector) -> b
     by_channel, channels = _channel_first(layer, as_float64(weight), group)
     if factor.size not in (1, channels) or offset.size not in (1, channels):
         return False
-    if bias.size not in (1, channels):
-        return False
+    if bias.size not in (1, channels) or (bias.ndim and bias.shape[-1] != bias.size):
+        return False  # a Gemm's bias may also differ by row
     scaled = by_channel * np.broadcast_to(factor, channels)[:, None]
     new_weight = _channel_back(layer, scaled, weight.shape, group)
     new_bias = np.broadcast_to(as_float64(bias).reshape(-1), channels) * beta * factor + offset

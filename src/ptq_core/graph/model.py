@@ -55,6 +55,16 @@ def load_model(path: Path) -> ir.Model:
                 location=Location(file=str(path), tensor=value.name),
                 hint="keep the file with the weights beside the model",
             )
+        if isinstance(tensor, ir.ExternalTensor):
+            end = (tensor.offset or 0) + tensor.nbytes
+            found = Path(tensor.path).stat().st_size
+            if found < end:
+                raise ModelError(
+                    f"its external data file '{tensor.path}' was cut short: it has {found} bytes, "
+                    f"at least {end} are needed",
+                    location=Location(file=str(path), tensor=value.name),
+                    hint="copy the file with the weights again",
+                )
     refuse_quantized(model, str(path))
     return model
 
@@ -77,7 +87,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _guess(path: Path) -> str:
-    head = path.open("rb").read(256)
+    with path.open("rb") as file:
+        head = file.read(256)
     if head.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer; fetch the real file with 'git lfs pull'"
     if head.startswith(b"PK"):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq_core.graph.constants import new_constant
-from ptq_core.graph.operators import attribute, constant, dimensions, key, label, rank
+from ptq_core.graph.operators import attribute, constant, dimensions, is_float, key, label, rank
 from ptq_core.graph.prepared import Prepared, only_consumer, replace_node
 
 
@@ -14,7 +14,7 @@ def merge_pads(prepared: Prepared, node: ir.Node) -> None:
     """Move a Pad with zeros over height and width into the convolutions that read it."""
     pads = _zero_pads(node)
     output = node.outputs[0]
-    source = node.inputs[0]
+    source = node.inputs[0] if node.inputs else None
     if pads is None or source is None or output.is_graph_output() or not output.uses():
         return
     half = len(pads) // 2
@@ -67,6 +67,8 @@ def channel_pad_to_convolution(prepared: Prepared, node: ir.Node) -> None:
     pads = _zero_pads(node)
     source = node.inputs[0] if node.inputs else None
     if pads is None or source is None or rank(source) != 4 or source.shape is None:
+        return
+    if not is_float(source):
         return
     half = len(pads) // 2
     channels = source.shape[1]

@@ -16,7 +16,15 @@ from onnx_ir.passes import common
 
 from ptq_core.graph import folding
 from ptq_core.graph.constants import fold_constants, new_constant
-from ptq_core.graph.operators import attribute, constant, dimensions, is_standard, label, rank
+from ptq_core.graph.operators import (
+    attribute,
+    constant,
+    dimensions,
+    is_float,
+    is_standard,
+    label,
+    rank,
+)
 from ptq_core.graph.opset import raise_opset
 from ptq_core.graph.pads import channel_pad_to_convolution, merge_pads
 from ptq_core.graph.prepared import Prepared, merge_into, only_consumer, replace_node
@@ -152,6 +160,8 @@ def _mean_to_pool(prepared: Prepared, node: ir.Node) -> None:
     """ReduceMean over height and width is GlobalAveragePool, which has integer kernels."""
     source = node.inputs[0] if node.inputs else None
     if node.op_type != "ReduceMean" or source is None or rank(source) != 4:
+        return
+    if not is_float(source):
         return
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes", None)
     if axes is None or sorted(int(axis) % 4 for axis in np.atleast_1d(axes)) != [2, 3]:

@@ -59,8 +59,12 @@ def merge_into(prepared: Prepared, node: ir.Node, into: ir.Node, why: str) -> No
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """The node that alone reads the value, if the value is no graph output."""
+    """The node that alone reads the value, if the value is no graph output.
+
+    A node in a body (of an If, say) is none: bodies stay as they are.
+    """
     consumers = {use.node for use in value.uses()}
     if len(consumers) != 1 or value.is_graph_output():
         return None
-    return next(iter(consumers))
+    consumer, producer = next(iter(consumers)), value.producer()
+    return consumer if producer is None or consumer.graph is producer.graph else None

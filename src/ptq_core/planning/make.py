@@ -112,6 +112,8 @@ def needs_guard(node: ir.Node, tensors: Mapping[str, TensorPlan], target: Target
     """Whether a float layer reads a dequantized tensor, so that the runtime might quantize it."""
     if target.skip_guard == "none" or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return False
+    if ops.constant(node.inputs[1]) is None:
+        return False  # runtimes quantize constant weights only
     data = node.inputs[0]
     tensor = None if data is None or data.name is None else tensors.get(data.name)
     return ops.is_standard(node) and tensor is not None and tensor.produced

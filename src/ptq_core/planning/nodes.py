@@ -50,7 +50,7 @@ def why_float(
         return _why_weights_float(node)
     data = data_inputs(node)
     if not data:
-        return "all its inputs are constants"
+        return "it computes with constants only, or reads a constant table"
     if not all(ops.is_float(value) for value in data):
         return "its inputs are not float32"
     return None
@@ -112,7 +112,7 @@ def draft_of(node: ir.Node, rule: OperatorRule, skipped: Collection[str]) -> Dra
 def _is_bias_add(matmul: ir.Node, follower: ir.Node) -> bool:
     if follower.op_type != "Add" or not ops.is_standard(follower):
         return False
-    other = next(value for value in follower.inputs if value is not matmul.outputs[0])
+    other = next((v for v in follower.inputs if v is not matmul.outputs[0]), None)
     bias, weight = ops.constant(other), ops.constant(matmul.inputs[1])
     if bias is None or weight is None:
         return False

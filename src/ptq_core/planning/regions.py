@@ -26,9 +26,9 @@ def propagate(graph: ir.Graph, drafts: dict[str, Draft], reasons: dict[str, str]
                 reasons[ops.key(draft.node)] = "no integer operator before it"
                 continue
             if not behind:
-                movable.add(draft.output)
+                movable.update((draft.output, *draft.node.outputs[1:]))
         if draft.rule.output == "quantized":
-            integers.add(draft.output)
+            integers.update((draft.output, *draft.node.outputs[1:]))
 
 
 def trim(drafts: dict[str, Draft], reasons: dict[str, str]) -> None:
