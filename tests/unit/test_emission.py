@@ -1,0 +1,652 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from ptq_core.arithmetic import QParams, cosine
+from ptq_core.emission import emit
+from ptq_core.graph.model import serialize, with_outputs
+from ptq_core.graph.prepare import prepare
+from ptq_core.jobs import tensor_parameters
+from ptq_core.planning import Plan, make_plan
+from ptq_core.plugins import discover
+from ptq_core.types import Range, TargetSpec
+from tests import tiny_models as tiny
+from tests.tiny_models import Arrays, node, normal
+
+SAMPLES = 6
+
+
+@dataclass
+class Result:
+    """A quantized model with what it was made from."""
+
+    floats: onnx.ModelProto
+    content: bytes
+    plan: Plan
+    parameters: dict[str, QParams]
+    given: list[Arrays]
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        return onnx.load_from_string(self.content)
+
+    def nodes(self, op_type: str) -> list[onnx.NodeProto]:
+        return [one for one in self.proto.graph.node if one.op_type == op_type]
+
+    def constant(self, name: str) -> np.ndarray:
+        found = {one.name: one for one in self.proto.graph.initializer}
+        return numpy_helper.to_array(found[name])
+
+    def decision(self, name: str) -> str:
+        return next(one.decision for one in self.plan.nodes if one.name == name)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> TargetSpec:
+    return discover().target("CPU").entry.spec
+
+
+def quantized(
+    made: onnx.ModelProto,
+    spec: TargetSpec,
+    *,
+    skip: tuple[str, ...] = (),
+    per_channel: bool = True,
+    samples: list[Arrays] | None = None,
+    fixed: dict[str, Range] | None = None,
+) -> Result:
+    """Quantize with ranges from a few random samples, or from ``fixed``."""
+    given = samples or [tiny.feeds(made, seed) for seed in range(SAMPLES)]
+    given = [
+        {name: array.astype(np.float32) if array.dtype == np.float16 else array
+         for name, array in one.items()}
+        for one in given
+    ]  # fmt: skip
+    prepared = prepare(ir.from_proto(made), spec.minimum_opset)
+    floats = onnx.load_from_string(serialize(prepared.model))
+    plan = make_plan(prepared, spec, skip=skip, per_channel=per_channel)
+    inner = [name for name in plan.watched() if name not in given[0]]
+    seen: dict[str, list[np.ndarray]] = {name: [one[name] for one in given if name in one]
+                                         for name in plan.watched()}  # fmt: skip
+    if inner:
+        watching = serialize(with_outputs(prepared.model, inner))
+        for one in given:
+            for name, array in tiny.run(watching, one).items():
+                seen[name].append(array)
+    ranges = {
+        name: Range(low=float(min(a.min() for a in arrays)), high=float(max(a.max() for a in arrays)))
+        for name, arrays in seen.items()
+    } | (fixed or {})  # fmt: skip
+    parameters = tensor_parameters(plan, ranges)
+    content = serialize(emit(prepared, plan, parameters, spec))
+    onnx.checker.check_model(content, full_check=True)
+    return Result(floats, content, plan, parameters, given)
+
+
+def executed(content: bytes, tmp_path: Any) -> Counter[str]:
+    """Operators of the graph after onnxruntime's optimizations."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    return Counter(one.op_type for one in graph.node)
+
+
+def spread(result: Result) -> dict[str, float]:
+    """One step of each output: its own scale where it has one, else an 8-bit step of its range."""
+    steps = {}
+    for value in result.proto.graph.output:
+        tensor = result.plan.tensors.get(value.name)
+        if tensor is not None:
+            steps[value.name] = float(result.parameters[tensor.source].scale)
+        else:
+            arrays = [tiny.run(result.floats, one)[value.name] for one in result.given]
+            steps[value.name] = float(np.ptp(np.concatenate([a.ravel() for a in arrays]))) / 255
+    return steps
+
+
+def assert_optimized_alike(result: Result, steps: float = 1.0) -> None:
+    """onnxruntime's integer kernels give what the graph says, up to these output steps."""
+    step = spread(result)
+    for one in result.given:
+        plain = tiny.run(result.content, one)
+        fast = tiny.run(result.content, one, optimized=True)
+        for name, array in plain.items():
+            assert np.abs(fast[name] - array).max() <= steps * step[name] * 1.001, name
+
+
+def assert_close(result: Result, least: float = 0.995) -> None:
+    """The integer model computes nearly the float model's outputs."""
+    for name in (value.name for value in result.floats.graph.output):
+        wanted = np.stack([tiny.run(result.floats, one)[name] for one in result.given])
+        found = np.stack([tiny.run(result.content, one)[name] for one in result.given])
+        assert found.shape == wanted.shape
+        assert cosine(wanted, found) >= least, name
+
+
+# ------------------------------------------------------------------------------ every tiny model
+
+# Two layers deep, one step of an inner tensor may be two of the output.
+DEEP = 3.0
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_the_result_is_valid_close_and_runs_in_integers(
+    name: str, per_channel: bool, cpu: TargetSpec
+) -> None:
+    result = quantized(tiny.MODELS[name](), cpu, per_channel=per_channel)
+    assert [one.name for one in result.proto.graph.output] == [
+        one.name for one in result.floats.graph.output
+    ]
+    assert_close(result)
+    assert_optimized_alike(result, DEEP)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_parameters_of_a_tensor_have_rank_0_and_of_channels_rank_1(
+    name: str, cpu: TargetSpec
+) -> None:
+    result = quantized(tiny.MODELS[name](), cpu)
+    found = {one.name: one for one in result.proto.graph.initializer}
+    for one in (*result.nodes("QuantizeLinear"), *result.nodes("DequantizeLinear")):
+        scale, zero_point = (found[name] for name in one.input[1:])
+        assert scale.dims == zero_point.dims
+        per_axis = any(attribute.name == "axis" for attribute in one.attribute)
+        assert len(scale.dims) == int(per_axis)
+        assert (numpy_helper.to_array(scale) > 0).all()
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_no_float_weights_are_left_beside_integer_ones(name: str, cpu: TargetSpec) -> None:
+    result = quantized(tiny.MODELS[name](), cpu)
+    used = {name for one in result.proto.graph.node for name in one.input}
+    for one in result.proto.graph.node:
+        for attribute in one.attribute:
+            for inner in attribute.g.node:
+                used.update(inner.input)
+    assert {one.name for one in result.proto.graph.initializer} <= used
+
+
+@pytest.mark.parametrize("name", ["conv_bn_relu", "transformer", "shared_weights", "two_outputs"])
+def test_the_same_model_gives_the_same_bytes(name: str, cpu: TargetSpec) -> None:
+    first, second = (quantized(tiny.MODELS[name](), cpu).content for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_no_planned_layer_runs_in_float(name: str, cpu: TargetSpec, tmp_path: Any) -> None:
+    result = quantized(tiny.MODELS[name](), cpu)
+    counts = executed(result.content, tmp_path)
+    integer = Counter(one.op_type for one in result.plan.nodes if one.decision == "integer")
+    planned = Counter(one.op_type for one in result.plan.nodes)
+    for op_type in ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool"):
+        left = counts[op_type] + counts[f"Fused{op_type}"]
+        assert left <= planned[op_type] - integer[op_type], (op_type, counts)
+
+
+# ------------------------------------------------------------------------ an independent oracle
+
+
+def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, stride: int) -> np.ndarray:
+    """A 3x3 convolution with padding 1, in double, as a sum over the kernel."""
+    size = x.shape[2] // stride
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    out = np.zeros((len(x), len(w), size, size)) + b[:, None, None]
+    for i in range(3):
+        for j in range(3):
+            window = padded[:, :, i : i + size * stride : stride, j : j + size * stride : stride]
+            out += np.einsum("nchw,oc->nohw", window, w[:, :, i, j].astype(np.float64))
+    return out
+
+
+def fake(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """What 8-bit unsigned codes of the values stand for; runtimes round half to even."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = round(-low / float(scale))
+    return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * float(scale)
+
+
+def fake_weights(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric 8-bit weights with one scale per row, and the scales."""
+    scale = np.abs(w.reshape(len(w), -1)).max(axis=1).astype(np.float64) / 127
+    shaped = scale.reshape(-1, *[1] * (w.ndim - 1))
+    return np.round(w / shaped) * shaped, scale
+
+
+def test_the_numbers_are_those_of_an_independent_simulation(cpu: TargetSpec) -> None:
+    made = tiny.conv_bn_relu()
+    result = quantized(made, cpu)
+    arrays = {one.name: numpy_helper.to_array(one) for one in made.graph.initializer}
+
+    def folded(w: str, b: np.ndarray, bn: str) -> tuple[np.ndarray, np.ndarray]:
+        gamma, beta, mean, var = (
+            arrays[f"{bn}_{part}"].astype(np.float64) for part in ("gamma", "beta", "mean", "var")
+        )
+        factor = gamma / np.sqrt(var + 1e-5)
+        return arrays[w] * factor[:, None, None, None], (b - mean) * factor + beta
+
+    w1, b1 = folded("w1", np.zeros(8), "bn1")
+    w2, b2 = folded("w2", arrays["b2"], "bn2")
+    w3, b3 = arrays["w3"], arrays["b3"]
+
+    def network(x: np.ndarray, ranges: list[tuple[float, float]] | None) -> list[np.ndarray]:
+        """All activations; with ranges every tensor is rounded to its codes."""
+        seen: list[np.ndarray] = []
+
+        def tensor(values: np.ndarray) -> np.ndarray:
+            found = values if ranges is None else fake(values, *ranges[len(seen)])
+            seen.append(found)
+            return found
+
+        def weights(w: np.ndarray) -> np.ndarray:
+            return w if ranges is None else fake_weights(w)[0]
+
+        def bias(b: np.ndarray, w: np.ndarray, level: int) -> np.ndarray:
+            if ranges is None:
+                return b
+            low, high = ranges[level]
+            step = fake_weights(w)[1] * (max(high, 0) - min(low, 0)) / 255
+            return np.round(b / step) * step
+
+        a = tensor(x)
+        a = tensor(np.maximum(convolve(a, weights(w1), bias(b1, w1, 0), 1), 0))
+        a = tensor(np.maximum(convolve(a, weights(w2), bias(b2, w2, 1), 2), 0))
+        a = tensor(a.mean(axis=(2, 3)))
+        seen.append(a @ weights(w3).T + bias(b3, w3, 3))
+        return seen
+
+    plain = [network(one["x"], None) for one in result.given]
+    ranges = [
+        (min(one[i].min() for one in plain), max(one[i].max() for one in plain)) for i in range(4)
+    ]
+    for one in result.given:
+        wanted = network(one["x"], ranges)[-1]
+        found = tiny.run(result.content, one)["y"]
+        # A code may fall to the other side of a half by the rounding of float sums; one such step
+        # of the pooled tensor times a weight is the most that is allowed.
+        step = float(result.parameters["p"].scale) * np.abs(w3).max()
+        np.testing.assert_allclose(found, wanted, atol=1.01 * step)
+        assert np.abs(found - wanted).mean() < 0.2 * step
+
+
+# ---------------------------------------------------------------------------------------- guards
+
+
+def unbalanced(array: np.ndarray, axis: int = 0) -> np.ndarray:
+    """One channel a thousand times larger than the others: one scale for all ruins the rest."""
+    grown = np.array(array)
+    np.moveaxis(grown, axis, 0)[0] *= 1000.0
+    return grown
+
+
+def sandwich(op_type: str) -> onnx.ModelProto:
+    """A layer with unbalanced channels between two integer layers."""
+    middle: dict[str, Any] = {
+        "Conv": node("Conv", "r1 w2 b2", "c2", "middle", pads=[1, 1, 1, 1]),
+        "Grouped": node("Conv", "r1 w2 b2", "c2", "middle", group=2),
+        "ConvTranspose": node("ConvTranspose", "r1 w2 b2", "c2", "middle", group=2),
+        "Gemm": node("Gemm", "r1 w2 b2", "c2", "middle"),
+        "GemmT": node("Gemm", "r1 w2 b2", "c2", "middle", transB=1),
+    }
+    if op_type.startswith("Gemm"):
+        w2 = unbalanced(normal(6, 6, seed=1), 0 if op_type == "GemmT" else 1)
+        return tiny.model(
+            [
+                node("Conv", "x w1", "c1", "first"),
+                node("Relu", "c1", "r0", "relu1"),
+                node("GlobalAveragePool", "r0", "p", "pool"),
+                node("Flatten", "p", "r1", "flatten"),
+                middle[op_type],
+                node("Relu", "c2", "r2", "relu2"),
+                node("Gemm", "r2 w3", "y", "last"),
+            ],
+            {"x": ["N", 3, 4, 4]},
+            {"y": ["N", 4]},
+            {"w1": normal(6, 3, 1, 1), "w2": w2, "b2": normal(6), "w3": normal(6, 4, seed=2)},
+        )
+    w2 = {
+        "Conv": unbalanced(normal(6, 6, 3, 3, seed=1)),
+        "Grouped": unbalanced(normal(6, 3, 1, 1, seed=1)),
+        "ConvTranspose": unbalanced(normal(6, 3, 1, 1, seed=1), 1),
+    }[op_type]
+    return tiny.model(
+        [
+            node("Conv", "x w1", "c1", "first"),
+            node("Relu", "c1", "r1", "relu1"),
+            middle[op_type],
+            node("Relu", "c2", "r2", "relu2"),
+            node("Conv", "r2 w3", "y", "last"),
+        ],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 4, 4, 4]},
+        {"w1": normal(6, 3, 1, 1), "w2": w2, "b2": normal(6), "w3": normal(4, 6, 1, 1, seed=2)},
+    )
+
+
+def without_guards(content: bytes) -> bytes:
+    """The same model, the guarded layer fed from an ordinary DequantizeLinear."""
+    proto = onnx.load_from_string(content)
+    plain = {one.input[0]: one.output[0] for one in proto.graph.node
+             if one.op_type == "DequantizeLinear" and not one.attribute}  # fmt: skip
+    guards = {one.output[0]: one.input[0] for one in proto.graph.node
+              if one.op_type == "DequantizeLinear" and "_for_" in one.name}  # fmt: skip
+    assert guards
+    for one in proto.graph.node:
+        for i, name in enumerate(one.input):
+            if name in guards:
+                one.input[i] = plain[guards[name]]
+    kept = [one for one in proto.graph.node if not set(one.output) & set(guards)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "Grouped", "ConvTranspose", "Gemm", "GemmT"])
+def test_a_skipped_layer_stays_float_exact(op_type: str, cpu: TargetSpec) -> None:
+    result = quantized(sandwich(op_type), cpu, skip=("middle",))
+    assert result.decision("middle") == "guarded"
+    given = result.given[0]
+
+    def inner(content: bytes, optimized: bool) -> np.ndarray:
+        """The skipped layer's result behind its Relu, as the next layer gets it."""
+        return tiny.run(content, given, optimized=optimized)["y"]
+
+    plain = inner(result.content, optimized=False)
+    step = spread(result)["y"]
+    guarded = np.abs(inner(result.content, optimized=True) - plain).max() / step
+    bare = without_guards(result.content)
+    np.testing.assert_array_equal(inner(bare, optimized=False), plain)
+    unguarded = np.abs(inner(bare, optimized=True) - plain).max() / step
+    assert guarded <= 1.001
+    assert unguarded > 1.5, "without the guard the runtime quantizes the layer"
+
+
+def test_a_guard_fits_a_gemm_whose_input_is_transposed(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("Gemm", "x w1 b1", "g", "first"),
+            node("Relu", "g", "r", "relu"),
+            node("Reshape", "r shape", "s", "reshape"),
+            node("Gemm", "s w2 b2", "h", "turned", transA=1),
+            node("Gemm", "h w1 b1", "y", "last"),
+        ],
+        {"x": [4, 6]},
+        {"y": [6, 6]},
+        {"w1": normal(6, 6), "b1": normal(6), "w2": normal(4, 6), "b2": normal(6),
+         "shape": np.array([4, 6])},
+    )  # fmt: skip
+    assert_close(quantized(made, cpu))
+    conv = tiny.model(
+        [
+            node("Conv", "x w", "c", "conv"),
+            node("Relu", "c", "r", "relu"),
+            node("Reshape", "r shape", "s", "reshape"),
+            node("Gemm", "s w2 b2", "y", "turned", transA=1),
+            node("Conv", "r w3", "z", "other"),
+            node("Reshape", "z shape", "u", "reshape2"),
+            node("Gemm", "u w2 b2", "v", "straight", transB=0),
+        ],
+        {"x": [1, 3, 5, 3]},
+        {"y": [12, 6], "v": [5, 6]},
+        {"w": normal(4, 3, 1, 1), "w3": normal(4, 4, 1, 1), "w2": normal(5, 6), "b2": normal(6),
+         "shape": np.array([5, 12])},
+    )  # fmt: skip
+    del conv.graph.node[4:]
+    del conv.graph.output[1:]
+    result = quantized(conv, cpu)
+    assert_close(result)
+
+
+def test_a_layer_without_constant_weights_still_runs(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("Conv", "x w", "c", "conv"),
+            node("Relu", "c", "r", "relu"),
+            node("Conv", "r k", "d", "dynamic"),
+            node("Conv", "r w2", "e", "static"),
+            node("Add", "d e", "y", "add"),
+        ],
+        {"x": ["N", 3, 4, 4], "k": [2, 4, 1, 1]},
+        {"y": ["N", 2, 4, 4]},
+        {"w": normal(4, 3, 1, 1), "w2": normal(2, 4, 1, 1, seed=1)},
+    )
+    result = quantized(made, cpu)
+    assert_close(result)
+    assert_optimized_alike(result)
+
+
+# -------------------------------------------------------------------------------- large biases
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm", "MatMul"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_bias_that_overflows_int32_is_kept(
+    kind: str, per_channel: bool, cpu: TargetSpec
+) -> None:
+    """Channel 0 has weights near nothing beside its bias; channel 1 is ordinary."""
+    w = normal(2, 4, seed=1)
+    w[0] *= 1e-9
+    if not per_channel:
+        w *= 1e-9
+    b = np.array([3.0, -0.5], np.float32)
+    if kind == "Conv":
+        made = tiny.model(
+            [node("Conv", "x w b", "c", "layer"), node("Conv", "c v", "y", "next")],
+            {"x": ["N", 4, 3, 3]},
+            {"y": ["N", 2, 3, 3]},
+            {"w": w[:, :, None, None], "b": b, "v": np.eye(2, dtype=np.float32)[..., None, None]},
+        )
+    elif kind == "Gemm":
+        made = tiny.model(
+            [node("Gemm", "x w b", "y", "layer", transB=1)],
+            {"x": ["N", 4]}, {"y": ["N", 2]}, {"w": w, "b": b},
+        )  # fmt: skip
+    else:
+        made = tiny.model(
+            [node("MatMul", "x w", "m", "layer"), node("Add", "m b", "y", "bias")],
+            {"x": ["N", 4]}, {"y": ["N", 2]}, {"w": np.ascontiguousarray(w.T), "b": b},
+        )  # fmt: skip
+    result = quantized(made, cpu, per_channel=per_channel)
+    step = spread(result)["y"]
+    for one in result.given:
+        wanted = tiny.run(result.floats, one)["y"]
+        for optimized in (False, True):
+            found = tiny.run(result.content, one, optimized=optimized)["y"]
+            np.testing.assert_allclose(found, wanted, atol=2 * step)
+
+
+# -------------------------------------------------------------------------------- shared things
+
+
+def test_shared_weights_are_stored_once(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [node("Conv", "x w", "c1", "first"), node("Conv", "c1 w", "y", "second")],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 3, 4, 4]},
+        {"w": normal(3, 3, 1, 1)},
+    )
+    result = quantized(made, cpu)
+    codes = [one for one in result.proto.graph.initializer if list(one.dims) == [3, 3, 1, 1]]
+    assert [one.data_type for one in codes] == [onnx.TensorProto.INT8]
+    assert_close(result)
+
+
+def test_weights_that_a_float_node_reads_too_stay_in_float_for_it(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("MatMul", "x w", "m", "fc"),
+            node("MatMul", "w m2", "k", "other"),
+            node("Add", "m k", "y", "add"),
+        ],
+        {"x": [3, 3], "m2": [3, 3]},
+        {"y": [3, 3]},
+        {"w": normal(3, 3)},
+    )
+    result = quantized(made, cpu)
+    assert_close(result)
+    types = {one.data_type for one in result.proto.graph.initializer if list(one.dims) == [3, 3]}
+    assert types == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8}
+
+
+def test_one_bias_for_two_layers_of_different_scales(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [node("Conv", "x w b", "c1", "first"), node("Conv", "c1 v b", "y", "second")],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 3, 4, 4]},
+        {
+            "w": normal(3, 3, 1, 1, scale=5.0),
+            "v": normal(3, 3, 1, 1, scale=0.1, seed=1),
+            "b": normal(3),
+        },
+    )
+    result = quantized(made, cpu)
+    assert_close(result)
+    assert_optimized_alike(result)
+
+
+def test_one_weight_widened_for_one_bias_only(cpu: TargetSpec) -> None:
+    """Two layers share weights; the bias of one needs larger scales. Another is called w_1."""
+    w = normal(3, 3, 1, 1) * np.float32(1e-9)
+    made = tiny.model(
+        [
+            node("Conv", "x w", "c1", "first"),
+            node("Conv", "x w b", "c2", "second"),
+            node("Conv", "x w_1", "c3", "third"),
+            node("Conv", "x w_1_quantized", "c4", "fourth"),
+            node("Concat", "c1 c2 c3 c4", "k", "concat", axis=1),
+            node("Conv", "k v", "y", "last"),
+        ],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 2, 4, 4]},
+        {
+            "w": w,
+            "b": normal(3, scale=3.0),
+            "w_1": normal(3, 3, 1, 1, seed=4),
+            "w_1_quantized": normal(3, 3, 1, 1, seed=5),
+            "v": normal(2, 12, 1, 1, seed=6),
+        },
+    )
+    assert_close(quantized(made, cpu))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["c_scale", "c_zero_point", "c_quantized", "c_dequantized", "c_float", "w_dequantized",
+     "w_scale", "b_quantized", "y_float", "c_quantize"],
+)  # fmt: skip
+def test_names_that_the_model_uses_already(name: str, cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("Conv", "x w b", "c", "conv"),
+            node("Tanh", "c", name, name),
+            node("Add", f"c {name}", "a", "add"),
+            node("Conv", "a v", "y", "conv2"),
+        ],
+        {"x": ["N", 3, 4, 4]},
+        {"c": ["N", 3, 4, 4], "y": ["N", 2, 4, 4]},
+        {"w": normal(3, 3, 1, 1), "b": normal(3), "v": normal(2, 3, 1, 1, seed=1)},
+    )
+    result = quantized(made, cpu)
+    names = [out for one in result.proto.graph.node for out in one.output]
+    names += [one.name for one in result.proto.graph.initializer]
+    assert len(names) == len(set(names))
+    assert_close(result)
+
+
+# --------------------------------------------------------------------------------------- outputs
+
+
+def test_an_output_that_is_read_inside_keeps_its_name_and_shape(cpu: TargetSpec) -> None:
+    result = quantized(tiny.two_outputs(), cpu)
+    assert result.decision("conv2") == "integer"
+    shapes = {
+        one.name: [dim.dim_param or dim.dim_value for dim in one.type.tensor_type.shape.dim]
+        for one in result.proto.graph.output
+    }
+    assert shapes == {"features": ["N", 4, 4, 4], "logits": ["N", 3]}
+    # the output is what the next layer reads: every value is a multiple of the scale
+    features = tiny.run(result.content, result.given[0])["features"]
+    codes = features / result.parameters["features"].scale
+    np.testing.assert_allclose(codes, np.rint(codes), atol=1e-3)
+
+
+def test_a_float_output_that_integers_read_too(cpu: TargetSpec) -> None:
+    """A Gemm's result is an output and feeds another Gemm."""
+    made = tiny.model(
+        [node("Gemm", "x w b", "h", "first"), node("Gemm", "h v c", "y", "second")],
+        {"x": ["N", 4]},
+        {"h": ["N", 5], "y": ["N", 3]},
+        {"w": normal(4, 5), "b": normal(5), "v": normal(5, 3, seed=1), "c": normal(3)},
+    )
+    result = quantized(made, cpu)
+    assert_close(result)
+    assert_optimized_alike(result)
+
+
+def test_an_input_that_is_an_output(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [node("Conv", "x w", "y", "conv"), node("Identity", "x", "z", "copy")],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 2, 4, 4], "z": ["N", 3, 4, 4]},
+        {"w": normal(2, 3, 1, 1)},
+    )
+    result = quantized(made, cpu)
+    given = result.given[0]
+    np.testing.assert_array_equal(tiny.run(result.content, given)["z"], given["x"])
+
+
+def test_one_tensor_twice_among_the_operands(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("Conv", "x w", "c", "conv"),
+            node("Add", "c c", "a", "add"),
+            node("Conv", "a v", "y", "conv2"),
+        ],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 2, 4, 4]},
+        {"w": normal(4, 3, 1, 1), "v": normal(2, 4, 1, 1, seed=1)},
+    )
+    result = quantized(made, cpu)
+    assert_close(result)
+    assert_optimized_alike(result, DEEP)
+
+
+def test_a_body_reads_the_dequantized_value(cpu: TargetSpec) -> None:
+    result = quantized(tiny.control_flow(), cpu, samples=[
+        tiny.feeds(tiny.control_flow(), seed) for seed in range(4)
+    ])  # fmt: skip
+    if_node = result.nodes("If")[0]
+    read = {
+        name
+        for attribute in if_node.attribute
+        for one in attribute.g.node
+        for name in one.input
+    }
+    assert "r_dequantized" in read
+
+
+# ------------------------------------------------------------------------- degenerate activations
+
+
+def test_a_tensor_that_is_always_zero(cpu: TargetSpec) -> None:
+    made = tiny.residual()
+    for one in made.graph.initializer:
+        if one.name == "b1":
+            one.CopyFrom(numpy_helper.from_array(np.full(4, -1000, np.float32), "b1"))
+    result = quantized(made, cpu)
+    assert float(result.parameters["r1"].scale) == pytest.approx(1 / 255)
+    assert_close(result)
+    assert_optimized_alike(result, DEEP)
