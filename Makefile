@@ -5,7 +5,7 @@ DISTS := . $(wildcard plugins/*)
 META  := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 CODE  := src plugins tests benchmarks examples
 
-.PHONY: demo test check bench setup isolated wheels
+.PHONY: demo test check bench setup test-floors wheels
 
 demo: setup
 	$(BIN)/python examples/digits/demo.py
@@ -21,6 +21,13 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# The oldest versions of everything, in an environment of its own.
+test-floors:
+	test -x .venv-floors/bin/python || $(PY) -m venv --without-pip .venv-floors
+	$(PY) -m pip --python .venv-floors/bin/python install -q "pip>=25.1"
+	.venv-floors/bin/python -m pip install -q -c constraints/floors.txt $(addprefix -e ,$(DISTS)) --group dev
+	.venv-floors/bin/python -m pytest -q -n auto
 
 wheels: setup
 	for dist in $(DISTS); do $(BIN)/python -m pip wheel -q --no-deps -w dist $$dist; done

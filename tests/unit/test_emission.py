@@ -193,7 +193,8 @@ def test_no_planned_layer_runs_in_float(name: str, cpu: TargetSpec, tmp_path: An
     planned = Counter(one.op_type for one in result.plan.nodes)
     for op_type in ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool"):
         left = counts[op_type] + counts[f"Fused{op_type}"]
-        assert left <= planned[op_type] - integer[op_type], (op_type, counts)
+        inlined = int((name, op_type) == ("functions", "Mul"))
+        assert left <= planned[op_type] - integer[op_type] + inlined, (op_type, counts)
 
 
 # ------------------------------------------------------------------------ an independent oracle
@@ -293,7 +294,12 @@ def unbalanced(array: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def sandwich(op_type: str) -> onnx.ModelProto:
-    """A layer with unbalanced channels between two integer layers."""
+    """A layer with unbalanced channels between two integer layers.
+
+    The bias and the Relu silence the large channel, so that it does not set the output's scale.
+    """
+    b2 = normal(6, seed=3)
+    b2[[0, 3] if op_type == "ConvTranspose" else [0]] = -1e5
     middle: dict[str, Any] = {
         "Conv": node("Conv", "r1 w2 b2", "c2", "middle", pads=[1, 1, 1, 1]),
         "Grouped": node("Conv", "r1 w2 b2", "c2", "middle", group=2),
@@ -315,7 +321,7 @@ def sandwich(op_type: str) -> onnx.ModelProto:
             ],
             {"x": ["N", 3, 4, 4]},
             {"y": ["N", 4]},
-            {"w1": normal(6, 3, 1, 1), "w2": w2, "b2": normal(6), "w3": normal(6, 4, seed=2)},
+            {"w1": normal(6, 3, 1, 1), "w2": w2, "b2": b2, "w3": normal(6, 4, seed=2)},
         )
     w2 = {
         "Conv": unbalanced(normal(6, 6, 3, 3, seed=1)),
@@ -332,25 +338,20 @@ def sandwich(op_type: str) -> onnx.ModelProto:
         ],
         {"x": ["N", 3, 4, 4]},
         {"y": ["N", 4, 4, 4]},
-        {"w1": normal(6, 3, 1, 1), "w2": w2, "b2": normal(6), "w3": normal(4, 6, 1, 1, seed=2)},
+        {"w1": normal(6, 3, 1, 1), "w2": w2, "b2": b2, "w3": normal(4, 6, 1, 1, seed=2)},
     )
 
 
 def without_guards(content: bytes) -> bytes:
     """The same model, the guarded layer fed from an ordinary DequantizeLinear."""
     proto = onnx.load_from_string(content)
-    plain = {one.input[0]: one.output[0] for one in proto.graph.node
-             if one.op_type == "DequantizeLinear" and not one.attribute}  # fmt: skip
-    guards = {one.output[0]: one.input[0] for one in proto.graph.node
-              if one.op_type == "DequantizeLinear" and "_for_" in one.name}  # fmt: skip
-    assert guards
-    for one in proto.graph.node:
-        for i, name in enumerate(one.input):
-            if name in guards:
-                one.input[i] = plain[guards[name]]
-    kept = [one for one in proto.graph.node if not set(one.output) & set(guards)]
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
+    constants = {one.name: one for one in proto.graph.initializer}
+    guards = [one for one in proto.graph.node if "_for_" in one.name]
+    assert len(guards) == 1
+    for name in guards[0].input[1:]:
+        first = numpy_helper.to_array(constants[name])[0]
+        constants[name].CopyFrom(numpy_helper.from_array(np.asarray(first), name))
+    del guards[0].attribute[:]
     return bytes(proto.SerializeToString())
 
 
@@ -358,20 +359,56 @@ def without_guards(content: bytes) -> bytes:
 def test_a_skipped_layer_stays_float_exact(op_type: str, cpu: TargetSpec) -> None:
     result = quantized(sandwich(op_type), cpu, skip=("middle",))
     assert result.decision("middle") == "guarded"
-    given = result.given[0]
-
-    def inner(content: bytes, optimized: bool) -> np.ndarray:
-        """The skipped layer's result behind its Relu, as the next layer gets it."""
-        return tiny.run(content, given, optimized=optimized)["y"]
-
-    plain = inner(result.content, optimized=False)
-    step = spread(result)["y"]
-    guarded = np.abs(inner(result.content, optimized=True) - plain).max() / step
     bare = without_guards(result.content)
-    np.testing.assert_array_equal(inner(bare, optimized=False), plain)
-    unguarded = np.abs(inner(bare, optimized=True) - plain).max() / step
+    step, guarded, unguarded = spread(result)["y"], 0.0, 0.0
+    for given in result.given:
+        plain = tiny.run(result.content, given)["y"]
+        np.testing.assert_array_equal(tiny.run(bare, given)["y"], plain)
+        kept = tiny.run(result.content, given, optimized=True)["y"]
+        lost = tiny.run(bare, given, optimized=True)["y"]
+        guarded = max(guarded, float(np.abs(kept - plain).max()) / step)
+        unguarded = max(unguarded, float(np.abs(lost - plain).max()) / step)
     assert guarded <= 1.001
-    assert unguarded > 1.5, "without the guard the runtime quantizes the layer"
+    assert unguarded > 5, "without the guard the runtime quantizes the layer"
+
+
+@pytest.mark.parametrize("mover", ["MaxPool", "Reshape", "Transpose"])
+def test_a_skipped_layer_behind_movers_stays_float(
+    mover: str, cpu: TargetSpec, tmp_path: Any
+) -> None:
+    """Runtimes see through operators that only move data."""
+    moved = {
+        "MaxPool": node("MaxPool", "r1", "p", "mover", kernel_shape=[1, 1]),
+        "Reshape": node("Reshape", "r1 shape", "p", "mover"),
+        "Transpose": node("Transpose", "r1", "p", "mover", perm=[0, 1, 3, 2]),
+    }[mover]
+    made = sandwich("Conv")
+    made.graph.node.insert(2, moved)
+    middle = made.graph.node[3]
+    assert middle.name == "middle"
+    middle.input[0] = "p"
+    made.graph.initializer.append(numpy_helper.from_array(np.array([-1, 6, 4, 4]), "shape"))
+    result = quantized(made, cpu, skip=("middle",))
+    assert result.decision("middle") == "guarded"
+    assert_optimized_alike(result)
+    assert executed(result.content, tmp_path)["QLinearConv"] == 2
+
+
+def test_a_mover_in_front_of_a_skipped_first_layer_leaves_the_input_alone(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("Transpose", "x", "t", "transpose", perm=[0, 3, 1, 2]),
+            node("Conv", "t w", "c", "first"),
+            node("Relu", "c", "r", "relu"),
+            node("Conv", "r v", "y", "second"),
+        ],
+        {"x": ["N", 4, 4, 3]},
+        {"y": ["N", 2, 4, 4]},
+        {"w": normal(4, 3, 1, 1), "v": normal(2, 4, 1, 1, seed=1)},
+    )
+    result = quantized(made, cpu, skip=("first",))
+    assert set(result.plan.tensors) == {"r", "y"}
+    assert result.decision("first") == "float"
 
 
 def test_a_guard_fits_a_gemm_whose_input_is_transposed(cpu: TargetSpec) -> None:

@@ -213,17 +213,23 @@ def test_a_result_that_is_quantized_only_as_needed() -> None:
     made = tiny.model(
         [
             node("Gemm", "x w1 b1", "g", "first"),
-            node("Relu", "g", "r", "relu"),
-            node("Gemm", "r w2 b2", "y", "last"),
+            node("Gemm", "g w2 b2", "h", "second"),
+            node("Tanh", "h", "t", "tanh"),
+            node("Gemm", "t w2 b2", "u", "third"),
+            node("Relu", "u", "r", "relu"),
+            node("Tanh", "r", "s", "tanh2"),
+            node("Gemm", "s w2 b2", "v", "last"),
+            node("Relu", "v", "y", "last_relu"),
         ],
         {"x": ["N", 6]},
-        {"y": ["N", 4]},
-        {"w1": normal(6, 8), "b1": normal(8), "w2": normal(8, 4), "b2": normal(4)},
+        {"y": ["N", 8]},
+        {"w1": normal(6, 8), "b1": normal(8), "w2": normal(8, 8), "b2": normal(8)},
     )
     plan = plan_of(made)
-    assert set(plan.tensors) == {"x", "r"}
-    assert not plan.tensors["r"].produced
-    assert [weight.bias for weight in plan.weights] == ["b1", "b2"]
+    # g because an integer layer reads it, not h; r because of its activation, y is an output
+    assert set(plan.tensors) == {"x", "g", "t", "r", "s"}
+    assert {name for name, one in plan.tensors.items() if one.produced} == {"r"}
+    assert [weight.bias for weight in plan.weights] == ["b1", "b2", "b2", "b2"]
 
 
 def test_fixed_outputs_are_not_watched(cpu_spec: TargetSpec) -> None:

@@ -6,7 +6,7 @@ onnxruntime fuses neither Add nor Mul and refuses AveragePool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def emit(
     graph = prepared.model.graph
     nodes = {ops.key(node): node for node in graph}
     values = _values(graph)
-    emitter = _Emitter(graph, parameters)
+    emitter = _Emitter(prepared.model, parameters)
     for weight in plan.weights:
         _emit_weight(emitter, nodes, plan, weight, target)
     integer = {node.key for node in plan.nodes if node.decision in ("integer", "fused")}
@@ -63,21 +63,45 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     return {name: value for name, value in values.items() if name}
 
 
-class _Emitter:
-    """Makes nodes and constants, each constant once."""
+def _names(graph: ir.Graph) -> Iterator[str]:
+    """Every name in the graph, of tensors and of nodes."""
+    for value in (*graph.inputs, *graph.initializers.values()):
+        yield value.name or ""
+    for node in graph:
+        yield node.name or ""
+        for output in node.outputs:
+            yield output.name or ""
 
-    def __init__(self, graph: ir.Graph, parameters: Mapping[str, QParams]) -> None:
-        self.graph = graph
+
+class _Emitter:
+    """Makes nodes and constants, each constant once, under names that the model does not use."""
+
+    def __init__(self, model: ir.Model, parameters: Mapping[str, QParams]) -> None:
+        self.graph = model.graph
         self.parameters = parameters
+        self._taken = {name for graph in model.graphs() for name in _names(graph)}
         self._constants: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[str, bytes], ir.Value] = {}
+
+    def name(self, wanted: str) -> str:
+        """A name that is free; the wanted one, or with a number behind it."""
+        unique, count = wanted, 0
+        while unique in self._taken:
+            count += 1
+            unique = f"{wanted}_{count}"
+        self._taken.add(unique)
+        return unique
+
+    def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A new constant, called so or nearly so."""
+        return new_constant(self.graph, self.name(name), array)
 
     def scale_and_zero_point(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
         """The two constants of these parameters, called after ``name``."""
         if name not in self._constants:
             self._constants[name] = (
-                new_constant(self.graph, f"{name}_scale", params.scale),
-                new_constant(self.graph, f"{name}_zero_point", params.zero_point),
+                self.initializer(f"{name}_scale", params.scale),
+                self.initializer(f"{name}_zero_point", params.zero_point),
             )
         return self._constants[name]
 
@@ -87,9 +111,12 @@ class _Emitter:
         """A DequantizeLinear that is not in the graph yet."""
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         node = ir.node(
-            "DequantizeLinear", [codes, scale, zero_point], attributes, name=f"{name}_dequantize"
+            "DequantizeLinear",
+            [codes, scale, zero_point],
+            attributes,
+            name=self.name(f"{name}_dequantize"),
         )
-        node.outputs[0].name = f"{name}_dequantized"
+        node.outputs[0].name = self.name(f"{name}_dequantized")
         node.outputs[0].dtype = ir.DataType.FLOAT
         node.outputs[0].shape = codes.shape
         return node
@@ -98,22 +125,20 @@ class _Emitter:
         """The dequantized value of a constant; the same for every node that shares it."""
         token = (name, params.scale.tobytes() + str(params.axis).encode())
         if token not in self._weights:
-            used = sum(known[0] == name for known in self._weights)
-            own = name if used == 0 else f"{name}_{used}"
-            codes = new_constant(self.graph, f"{own}_quantized", quantize(array, params))
-            scale, zero_point = self.scale_and_zero_point(own, params)
-            node = self.dequantize(own, codes, scale, zero_point, params.axis)
+            codes = self.initializer(f"{name}_quantized", quantize(array, params))
+            scale = self.initializer(f"{name}_scale", params.scale)
+            zero_point = self.initializer(f"{name}_zero_point", params.zero_point)
+            node = self.dequantize(name, codes, scale, zero_point, params.axis)
             self._prepend(node)
             self._weights[token] = node.outputs[0]
         return self._weights[token]
 
     def bias(self, name: str, codes: NDArray[Any], scale: NDArray[Any]) -> ir.Value:
         """The dequantized value of an int32 bias."""
-        stored = new_constant(self.graph, f"{name}_quantized", codes)
-        own = (stored.name or name).removesuffix("_quantized")
-        scale_value = new_constant(self.graph, f"{own}_scale", scale)
-        zero_point = new_constant(self.graph, f"{own}_zero_point", np.zeros(scale.shape, np.int32))
-        node = self.dequantize(own, stored, scale_value, zero_point, 0 if scale.ndim else None)
+        stored = self.initializer(f"{name}_quantized", codes)
+        scale_value = self.initializer(f"{name}_scale", scale)
+        zero_point = self.initializer(f"{name}_zero_point", np.zeros(scale.shape, np.int32))
+        node = self.dequantize(name, stored, scale_value, zero_point, 0 if scale.ndim else None)
         self._prepend(node)
         return node.outputs[0]
 
@@ -166,9 +191,11 @@ def _emit_tensor(
     graph, name = emitter.graph, tensor.name
     uses = list(value.uses())
     was_output = value.is_graph_output()
-    encode = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantize")
+    encode = ir.node(
+        "QuantizeLinear", [value, scale, zero_point], name=emitter.name(f"{name}_quantize")
+    )
     codes = encode.outputs[0]
-    codes.name = f"{name}_quantized"
+    codes.name = emitter.name(f"{name}_quantized")
     codes.dtype = ir.DataType[tensor.scheme.dtype.upper()]
     codes.shape = value.shape
     decode = emitter.dequantize(name, codes, scale, zero_point, None)
@@ -189,13 +216,13 @@ def _emit_tensor(
         elif key in integer or tensor.produced:
             use.node.replace_input_with(use.idx, decode.outputs[0])
     if was_output and tensor.produced:
-        _become_output(graph, value, decode.outputs[0])
+        _become_output(emitter, value, decode.outputs[0])
 
 
-def _become_output(graph: ir.Graph, value: ir.Value, dequantized: ir.Value) -> None:
+def _become_output(emitter: _Emitter, value: ir.Value, dequantized: ir.Value) -> None:
     """Let the dequantized value be the graph output, under the name that users know."""
-    name = value.name
-    value.name = f"{name}_float"
+    graph, name = emitter.graph, value.name
+    value.name = emitter.name(f"{name}_float")
     dequantized.name = name
     dequantized.shape, dequantized.type = value.shape, value.type
     for index, output in enumerate(graph.outputs):
@@ -208,19 +235,20 @@ def _guard(
 ) -> ir.Node:
     """A DequantizeLinear with one, equal, scale per channel: runtimes do not fuse through it."""
     weight = ops.constant(node.inputs[1])
-    channels = 1
+    channels, axis = 1, 1
     if weight is not None:
         channels = weight.shape[0] if node.op_type == "ConvTranspose" else weight.shape[1]
         if node.op_type == "Conv":
             channels *= int(ops.attribute(node, "group", 1))
         if node.op_type == "Gemm":
             channels = weight.shape[1 if ops.attribute(node, "transB", 0) else 0]
+            axis = 0 if ops.attribute(node, "transA", 0) else 1
     per_channel = QParams(
         scheme=params.scheme,
         scale=np.full(channels, params.scale),
         zero_point=np.full(channels, params.zero_point),
-        axis=1,
+        axis=axis,
     )
     own = f"{name}_for_{ops.label(node)}"
     scale, zero_point = emitter.scale_and_zero_point(own, per_channel)
-    return emitter.dequantize(own, codes, scale, zero_point, 1)
+    return emitter.dequantize(own, codes, scale, zero_point, axis)

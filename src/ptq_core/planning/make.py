@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ptq_core.errors import ModelError
 from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import Prepared
-from ptq_core.planning.nodes import Draft, draft_of, followers_of, why_float
+from ptq_core.planning.nodes import Draft, draft_of, followers_of, is_requantized, why_float
 from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan
 from ptq_core.planning.regions import propagate, tensor_plans, trim, weight_plans
 from ptq_core.planning.skip import match_nodes
@@ -52,7 +52,7 @@ def make_plan(
     for taken in followers:
         drafts.pop(taken, None)
     propagate(graph, drafts, reasons)
-    trim(drafts, reasons)
+    trim(drafts, reasons, target)
     chosen = [draft for draft in drafts.values() if draft.integer]
     if not any(draft.node.op_type in ops.LINEAR for draft in chosen):
         raise _nothing(graph, reasons, target)
@@ -110,13 +110,11 @@ def _why_integer(draft: Draft) -> str:
 
 def needs_guard(node: ir.Node, tensors: Mapping[str, TensorPlan], target: TargetSpec) -> bool:
     """Whether a float layer reads a dequantized tensor, so that the runtime might quantize it."""
-    if target.skip_guard == "none" or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+    if not is_requantized(node, target):
         return False
-    if ops.constant(node.inputs[1]) is None:
-        return False  # runtimes quantize constant weights only
     data = node.inputs[0]
     tensor = None if data is None or data.name is None else tensors.get(data.name)
-    return ops.is_standard(node) and tensor is not None and tensor.produced
+    return tensor is not None and tensor.produced
 
 
 def _warnings(

@@ -22,6 +22,18 @@ class Draft:
     bias_add: ir.Node | None = None
     activation: ir.Node | None = None
     integer: bool = True
+    from_input: bool = False  # a mover that no integer operator precedes
+
+    @property
+    def gives_integers(self) -> bool:
+        """Whether the output is quantized, whoever reads it.
+
+        An activation needs that even where the device takes float results: runtimes merge it into
+        the layer first, and have no integer form of both with a float result.
+        """
+        if self.rule.output == "quantized":
+            return True
+        return self.activation is not None and not self.output.is_graph_output()
 
 
 def why_float(
@@ -128,3 +140,13 @@ def followers_of(drafts: Iterable[Draft]) -> dict[str, tuple[Draft, str]]:
         if draft.activation is not None:
             taken[ops.key(draft.activation)] = (draft, "the activation")
     return taken
+
+
+def is_requantized(node: ir.Node, target: TargetSpec) -> bool:
+    """Whether the runtime would quantize this layer, were it left float between integers."""
+    return (
+        target.skip_guard != "none"
+        and node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        and ops.is_standard(node)
+        and ops.constant(node.inputs[1]) is not None
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from ptq_core.graph import operators as ops
-from ptq_core.planning.nodes import Draft, data_inputs
+from ptq_core.planning.nodes import Draft, data_inputs, is_requantized
 from ptq_core.planning.plan import MAX_MIN, TensorPlan, WeightPlan
 from ptq_core.types import TargetSpec
 
@@ -20,32 +20,39 @@ def propagate(graph: ir.Graph, drafts: dict[str, Draft], reasons: dict[str, str]
         if draft.rule.quantize != "always":
             data = data_inputs(draft.node)
             behind = any(value in integers for value in data)
-            moves_input = draft.rule.same_parameters and all(value in movable for value in data)
-            if not behind and not moves_input:
+            draft.from_input = draft.rule.same_parameters and all(v in movable for v in data)
+            if not behind and not draft.from_input:
                 draft.integer = False
                 reasons[ops.key(draft.node)] = "no integer operator before it"
                 continue
-            if not behind:
+            if draft.from_input:
                 movable.update((draft.output, *draft.node.outputs[1:]))
-        if draft.rule.output == "quantized":
+        if draft.gives_integers:
             integers.update((draft.output, *draft.node.outputs[1:]))
 
 
-def trim(drafts: dict[str, Draft], reasons: dict[str, str]) -> None:
+def trim(drafts: dict[str, Draft], reasons: dict[str, str], target: TargetSpec) -> None:
     """Backwards: an operator that no integer operator reads gains nothing from being one."""
     for draft in reversed(drafts.values()):
-        if draft.integer and draft.rule.quantize == "between" and not _read(draft, drafts):
+        if draft.integer and draft.rule.quantize == "between" and not _read(draft, drafts, target):
             draft.integer = False
             reasons[ops.key(draft.node)] = "no integer operator reads its result"
 
 
-def _read(draft: Draft, drafts: dict[str, Draft]) -> bool:
-    """Whether an integer operator takes the draft's result as an activation."""
+def _read(draft: Draft, drafts: dict[str, Draft], target: TargetSpec) -> bool:
+    """Whether an integer operator takes the draft's result as an activation.
+
+    So does a float layer that needs a guard: runtimes see through movers, so the guard has to stand
+    behind them.
+    """
+    moves = draft.rule.same_parameters and not draft.from_input
     values = [draft.output, *draft.node.outputs[1:]]
     for value in values:
         for use in value.uses():
             reader = drafts.get(ops.key(use.node))
             if reader is not None and reader.integer and value in data_inputs(use.node):
+                return True
+            if moves and reader is None and use.idx == 0 and is_requantized(use.node, target):
                 return True
     return False
 
@@ -75,7 +82,7 @@ def tensor_plans(
     made = {
         value
         for draft in chosen
-        if draft.rule.output == "quantized"
+        if draft.gives_integers
         for value in (draft.output, *draft.node.outputs[1:])
     }
     for draft in chosen:
@@ -84,7 +91,7 @@ def tensor_plans(
         source = tensors[data_inputs(draft.node)[0].name or ""]
         outputs = [draft.output, *draft.node.outputs[1:]]
         for value in outputs:
-            if draft.rule.output == "as_needed" and value.name not in read:
+            if not draft.gives_integers and value.name not in read:
                 continue
             if draft.rule.same_parameters:
                 add(
