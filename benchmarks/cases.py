@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from benchmarks.measure import Process, run_process
 from benchmarks.samples import folders, names
-
 from ptq_core.config import load_config, resolve_path
 
 SAMPLES = 100

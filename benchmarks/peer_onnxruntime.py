@@ -13,7 +13,6 @@ import tomllib
 from pathlib import Path
 
 import onnx
-from benchmarks.samples import read
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -24,7 +23,10 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from benchmarks.samples import read
+
 _PER_CHANNEL_OPSET = 13
+_IR_VERSION = 7  # of that time; 3 does not know constants that are no inputs
 
 
 class Reader(CalibrationDataReader):
@@ -51,12 +53,9 @@ def main() -> None:
     data = tomllib.loads(given.config.read_text())["data_preprocess_param"]
     with tempfile.TemporaryDirectory() as folder:
         path = prepared(given.model, Path(folder))
-        graph = onnx.load(path).graph
-        constants = {one.name for one in graph.initializer}
         shapes = {
             one.name: [dim.dim_value or None for dim in one.type.tensor_type.shape.dim]
-            for one in graph.input
-            if one.name not in constants
+            for one in onnx.load(path).graph.input
         }
         quantize_static(
             path,
@@ -72,11 +71,16 @@ def main() -> None:
 
 
 def prepared(model: Path, folder: Path) -> Path:
-    """The model, or a copy that the quantizer can make the best of."""
-    path, proto = model, onnx.load(model)
+    """A copy of the model that the quantizer can make the best of."""
+    proto, path = onnx.load(model), folder / "prepared.onnx"
+    constants = {one.name for one in proto.graph.initializer}
+    inputs = [one for one in proto.graph.input if one.name not in constants]
+    del proto.graph.input[:]  # constants that are inputs too would not be folded
+    proto.graph.input.extend(inputs)
     if proto.opset_import[0].version < _PER_CHANNEL_OPSET:
-        path, proto = folder / "opset.onnx", onnx.version_converter.convert_version(proto, 17)
-        onnx.save(proto, path)
+        proto.ir_version = max(proto.ir_version, _IR_VERSION)
+        proto = onnx.version_converter.convert_version(proto, _PER_CHANNEL_OPSET)
+    onnx.save(proto, path)
     if any(node.op_type == "BatchNormalization" for node in proto.graph.node):
         quant_pre_process(path, folder / "folded.onnx")
         return folder / "folded.onnx"

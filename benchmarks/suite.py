@@ -10,10 +10,10 @@ from statistics import median
 
 import numpy as np
 import onnxruntime
+
 from benchmarks.cases import Case, peer_file, ptq_file, quantized, repeated, run_peer, run_ptq
 from benchmarks.measure import Row, in_turns, ratio, seconds_of
 from benchmarks.samples import folders, names, read
-
 from ptq_core import quantize
 
 _BURST = 0.15  # seconds that one file runs before it is the next one's turn
@@ -51,6 +51,8 @@ def calibration(case: Case, work: Path, rounds: int) -> list[Row]:
 
 def process(case: Case, work: Path, rounds: int) -> list[Row]:
     """Whole processes, from the command to the file; without ptq's verification."""
+    if case.dynamic:  # the peer does another job
+        return []
     reports = []
 
     def ptq() -> float:
@@ -75,6 +77,8 @@ def process(case: Case, work: Path, rounds: int) -> list[Row]:
 
 def memory(case: Case, work: Path, rounds: int) -> list[Row]:
     """Peak of resident memory; ptq's includes its verification."""
+    if case.dynamic:
+        return []
     many = repeated(case, 4, work)
     return [
         {

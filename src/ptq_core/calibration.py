@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -144,12 +145,19 @@ def _one_pass(
     digest: hashlib._Hash | None,
 ) -> int:
     seen = 0
+
+    def counted(source: Iterator[Sample]) -> Iterator[Sample]:
+        nonlocal seen  # a model with a fixed batch may need several runs for one sample
+        for sample in source:
+            seen += 1
+            yield sample
+
     emit(Event(stage="calibrate", kind="start", total=samples.count))
     with ThreadPoolExecutor(1, thread_name_prefix="ptq-statistics") as pool:
         pending: list[Future[None]] = []
         ahead = read_ahead(samples.open(), _AHEAD)
         try:
-            for index, batch in enumerate(_batched(ahead, inputs, session, together)):
+            for index, batch in enumerate(_batched(counted(ahead), inputs, session, together)):
                 # the slot's buffers are free once the statistics that used them are done
                 while len(pending) > (0 if index in _SETTLING else 1):
                     pending.pop(0).result()
@@ -157,7 +165,6 @@ def _one_pass(
                     session.drop([one.name for one in observers if one.settled()])
                 results = session.run(batch, index % 2)
                 pending.append(pool.submit(_observe, observers, results, batch, digest))
-                seen += len(batch.names)
                 emit(Event(stage="calibrate", kind="advance", done=seen, total=samples.count))
             for future in pending:
                 future.result()
@@ -173,11 +180,17 @@ def _batched(
     session: _Session,
     together: bool,
 ) -> Iterator[Batch]:
-    first = {item.shape[0] for item in inputs if item.shape}
-    fixed = first.pop() if len(first) == 1 else None
-    if isinstance(fixed, int):
+    fixed = fixed_batch(inputs)
+    if fixed is not None:
         return fixed_batches(ahead, fixed)
     return batches(ahead, session.batch_size if together else lambda: 1)
+
+
+def fixed_batch(inputs: Sequence[ModelInput]) -> int | None:
+    """The batch that the model demands, None where that is open."""
+    first = {item.shape[0] for item in inputs if item.shape}
+    fixed = first.pop() if len(first) == 1 else None
+    return fixed if isinstance(fixed, int) else None
 
 
 def _may_batch(model: ir.Model, outputs: Sequence[str], inputs: Sequence[ModelInput]) -> bool:
@@ -276,12 +289,12 @@ class _Observer:
             )
         view = values.view()
         view.flags.writeable = False
-        whole = not view.ndim or (self._batched and len(view) == batch.rows)
+        by_row = view.ndim > 0 and len(view) == batch.size  # else axis 0 is not the batch
         with blame(self._record, f"observing '{self.name}'"):
-            if whole or (len(batch.names) == 1 and batch.rows == 1):
+            if not by_row or batch.size == 1 or (self._batched and batch.rows == batch.size):
                 self._calibrator.observe(view)
             else:
-                for row in range(min(batch.rows, len(view))):
+                for row in range(batch.rows):
                     self._calibrator.observe(view[row : row + 1])
 
     def end_pass(self) -> bool:
@@ -291,8 +304,10 @@ class _Observer:
     def result(self) -> Range:
         with blame(self._record, f"giving the range of '{self.name}'"):
             found = self._calibrator.result()
-        ordered = isinstance(found, Range) and found.low <= found.high
-        if not ordered or not (math.isfinite(found.low) and math.isfinite(found.high)):
+        numbers = isinstance(found, Range) and all(
+            isinstance(bound, Real) and math.isfinite(bound) for bound in (found.low, found.high)
+        )
+        if not numbers or found.low > found.high:
             raise PluginError(
                 f"{self._record}: {self._method} gave {found!r} for tensor '{self.name}', "
                 "expected a finite, ordered Range",
@@ -316,13 +331,14 @@ def _observe(
 def _finite(values: NDArray[Any]) -> bool:
     """Whether all values are finite; the sum of squares tells, at the speed of memory."""
     flat = values.reshape(-1)
-    if np.isfinite(np.dot(flat, flat)):
-        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):
+            return True
     return bool(np.isfinite(flat).all())  # the squares may have overflowed
 
 
 def _culprit(values: NDArray[Any], batch: Batch) -> str:
-    if values.ndim and len(values) == len(batch.names):
+    if values.ndim and len(values) == batch.size and len(batch.names) == batch.rows:
         rows = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         return batch.names[int(np.argmin(rows))]
     return ", ".join(batch.names)

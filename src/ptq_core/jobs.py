@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ptq_core import __version__
 from ptq_core.arithmetic import QParams, range_parameters
-from ptq_core.calibration import Calibration, Emit, Method, calibrate
+from ptq_core.calibration import Calibration, Emit, Method, calibrate, fixed_batch
 from ptq_core.config import Config, render_config, resolve_path, unused_options, validate_options
 from ptq_core.emission import emit as emit_model
 from ptq_core.errors import ConfigError, InputError, Location
@@ -28,7 +28,14 @@ from ptq_core.graph.prepare import prepare
 from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import MAX_MIN, Plan, make_plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
-from ptq_core.samples import Sample, Samples, model_inputs, samples_from_arrays, samples_from_files
+from ptq_core.samples import (
+    Sample,
+    Samples,
+    fixed_batches,
+    model_inputs,
+    samples_from_arrays,
+    samples_from_files,
+)
 from ptq_core.targets import is_target_file, target_from_toml
 from ptq_core.types import Event, Layout, ModelInput, Range, RunnerEntry, TargetEntry
 from ptq_core.verification import (
@@ -476,6 +483,12 @@ def _calibrate(
             kept.append(sample)
             if len(kept) == _VERIFIED_SAMPLES:
                 break
+    fixed = fixed_batch(job.inputs)
+    if fixed is not None:
+        kept = [
+            Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
+            for batch in fixed_batches(iter(kept), fixed)
+        ]
     return found, kept
 
 

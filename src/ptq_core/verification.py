@@ -23,7 +23,9 @@ from ptq_core.samples import Sample
 from ptq_core.types import Runner, RunnerEntry
 
 # Operators that compute with integers and may still give a float result, by parts of their names.
-_INTEGER_KERNELS = ("QLinear", "QGemm", "Integer", "QAttention", "QuantizeLinear")
+_INTEGER_KERNELS = (
+    "QLinear", "QGemm", "Integer", "QAttention", "QuantizeLinear", "DequantizeLinear"
+)  # fmt: skip
 _CLEAN = 60.0  # dB of a tensor with nothing quantized before it: as good as 10-bit integers
 
 
@@ -145,6 +147,8 @@ def _executed(
     by_output |= {
         name: by_output.get(name, name) for name, tensor in plan.tensors.items() if tensor.produced
     }
+    # emission calls an output's float value so; the output itself is the dequantized one
+    by_output |= {f"{output}_float": name for output, name in by_output.items()}
     unexpected = [
         by_output[output]
         for node in graph.node

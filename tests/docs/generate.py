@@ -1,7 +1,7 @@
 """Writes the tables of docs/reference from the code: ``python -m tests.docs.generate``.
 
-A table stands between ``<!-- generated: KIND ARGUMENTS -->`` and ``<!-- end -->``. Some tables have a
-last column that is written by hand; it is kept, by the first column of its row. The tests compare
+A table stands between ``<!-- generated: KIND ARGUMENTS -->`` and ``<!-- end -->``. Some tables have
+a last column that is written by hand; it is kept, by the first column of its row. The tests compare
 the files with what this module would write, and want every cell filled.
 """
 
@@ -26,7 +26,6 @@ _BLOCK = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.S)
 _UNTITLED = "…"  # a cell that a person has to fill
 
 Row = Sequence[str]
-By = str  # "hand" or "code": who writes the last column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +97,7 @@ def _config(name: str) -> Table:
     """The keys of a section; a value's description is what its own error message expects."""
     model = sections.SECTIONS[name]
     rows = [
-        (f"`{key}`", _expected(model, key), _default(field.get_default(), required=field.is_required()))
-        for key, field in model.model_fields.items()
+        (f"`{key}`", _expected(model, key), _key_default(model, key)) for key in model.model_fields
     ]
     return Table(("key", "value", "default", "meaning"), rows, by_hand=True)
 
@@ -114,14 +112,23 @@ def _expected(model: type[sections.SectionModel], key: str) -> str:
     raise AssertionError(f"{key} takes anything")
 
 
-def _default(value: Any, *, required: bool = False) -> str:
-    if required:
+def _key_default(model: type[sections.SectionModel], key: str) -> str:
+    field = model.model_fields[key]
+    value = field.get_default()
+    if field.is_required():
         return "required"
-    if value is None or value in ((), {}):
+    if value is None or value in ((), {}) or not _accepts(model, key, value):
         return "not set"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value}`"
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
+
+
+def _accepts(model: type[sections.SectionModel], key: str, value: Any) -> bool:
+    """Whether the value could be written; a default that could not stands for its absence."""
+    try:
+        model.model_validate({key: value})
+    except ValueError as error:
+        return not [one for one in error.errors() if one["loc"] == (key,)]  # type: ignore[attr-defined]
+    return True
 
 
 def _no_effect() -> Table:
@@ -131,7 +138,9 @@ def _no_effect() -> Table:
     for name, (keys, why) in sections.NOTED_KEYS.items():
         rows.append((f"`[{name}]`", ", ".join(f"`{key}`" for key in keys), f"note: {why}"))
     for name, why in sections.NO_EFFECT_SECTIONS.items():
-        rows.append((f"`[{name}]`", "the whole section", f"warning: {why or 'known, but not used'}"))
+        rows.append(
+            (f"`[{name}]`", "the whole section", f"warning: {why or 'known, but not used'}")
+        )
     return Table(("section", "keys", "what is said"), rows)
 
 
@@ -160,22 +169,17 @@ def _command(*words: str) -> Table:
         command = command.commands[word]
     rows = []
     for one in command.params:
-        argument = not one.opts[0].startswith("-")
+        argument = one.param_type_name == "argument"
         names = [one.metavar] if argument else one.opts
-        value = "" if argument or one.is_flag or not one.metavar else one.metavar
-        if not argument and not one.is_flag and one.metavar is None:
-            value = _type(one.type)
-        rows.append((", ".join(f"`{name}`" for name in names), f"`{value}`" if value else "", one.help or ""))
+        value = "" if argument or one.is_flag or one.count else one.metavar or "VALUE"
+        rows.append(
+            (
+                ", ".join(f"`{name}`" for name in names),
+                f"`{value}`" if value else "",
+                one.help or "",
+            )
+        )
     return Table(("argument", "value", "meaning"), rows, by_hand=True)
-
-
-def _type(kind: Any) -> str:
-    choices = getattr(kind, "choices", None)
-    if choices:
-        return "|".join(getattr(choice, "value", str(choice)) for choice in choices)
-    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
-    word = "INTEGER" if "int" in kind.name else "NUMBER"
-    return word if low is None else f"{word} from {low:g}" + ("" if high is None else f" to {high:g}")
 
 
 # ------------------------------------------------------------------------------------ the API
@@ -188,9 +192,7 @@ def _fields(name: str) -> Table:
     rows = [
         (
             f"`{field.name}`",
-            f"`{str(field.type).replace('Literal[', '').replace(']', '')}`"
-            if "Literal" in str(field.type)
-            else f"`{field.type}`",
+            _field_type(str(field.type)),
             _field_default(field),
             docs.get(field.name, ""),
         )
@@ -200,6 +202,12 @@ def _fields(name: str) -> Table:
         return Table(("field", "type", "default"), [row[:-1] for row in rows])
     by_hand = not all(row[-1] for row in rows)
     return Table(("field", "type", "default", "meaning"), rows, by_hand=by_hand)
+
+
+def _field_type(annotation: str) -> str:
+    if annotation.startswith("Literal["):
+        return annotation[len("Literal[") : -1].replace("'", "`").replace("`, `", "` or `")
+    return f"`{annotation}`"
 
 
 def _field_default(field: dataclasses.Field[Any]) -> str:

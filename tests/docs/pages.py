@@ -2,7 +2,7 @@
 
 A block says in an HTML comment on the line before it what the tests do with it:
 
-    <!-- run -->            execute it (bash, python) in the page's folder, a copy of examples/digits
+    <!-- run -->            execute it (bash, python) in the page's copy of examples/digits
     <!-- run: exit 1 -->    the same, and it ends with this exit code
     <!-- file: NAME -->     write it to this file in the page's folder
     <!-- install: DIR -->   (on a ``pip install -e``) make the distribution in DIR importable
@@ -43,10 +43,9 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Everything that is written for readers and is ours to keep true."""
-    found = [page for page in DOCS.rglob("*.md") if "decisions" not in page.parts]
-    found += (ROOT / "plugins").glob("*/README.md")
-    found += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    """Everything that is written for readers."""
+    found = [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "plugins").glob("*/README.md")]
+    found.append(ROOT / "examples" / "digits" / "README.md")
     return sorted(found)
 
 

@@ -59,7 +59,9 @@ def _check_config(block: Block, written: dict[str, set[str]]) -> None:
         job = 'quant_type = "FULL_QUANT"' if syntax == "toml" else "quant_type=FULL_QUANT"
         header = "[common_quant_param]\n"
         text = (
-            text.replace(header, header + job + "\n") if header in text else header + job + "\n" + text
+            text.replace(header, header + job + "\n")
+            if header in text
+            else header + job + "\n" + text
         )
     if "full_quant_param" not in written:
         text += "\n[full_quant_param]\n"

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import onnx
 import pytest
 
 from ptq_core import api, errors, hookspecs
 from ptq_core.config import sections
-from ptq_core.plugins import discover
+from ptq_core.plugins import State, discover, make_host
 from ptq_core.python import quantize
 from tests.docs import generate
-from tests.docs.pages import DOCS, ROOT, prose, section
+from tests.docs.pages import DOCS, ROOT, Block, blocks, prose, section
 from tests.docs.test_references import TREE, flags
 
 REFERENCE = DOCS / "reference"
-HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name[:4] == "ptq_"]
+HOOKS = [
+    name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name[:4] == "ptq_"
+]
 
 
 def _read(name: str) -> str:
@@ -75,13 +79,33 @@ def test_no_other_hook_is_documented() -> None:
     assert sorted(re.findall(r"^## `(ptq_\w+)", _read("hooks.md"), re.M)) == sorted(HOOKS)
 
 
+EXAMPLES = [block for block in blocks(REFERENCE / "hooks.md") if block.action == "file"]
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.argument)
+def test_example_of_a_hook_is_admitted(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", plugin)  # dataclasses look their module up
+    exec(compile(block.text, block.argument, "exec"), vars(plugin))  # the page's own program
+    (record,) = make_host({"example": plugin}).records
+    assert (record.state, record.error) == (State.ACTIVE, "")
+
+
+def test_there_is_an_example_of_every_hook() -> None:
+    assert all(any(f"def {hook}(" in block.text for block in EXAMPLES) for hook in HOOKS)
+
+
 def test_every_name_of_the_api_has_its_heading() -> None:
     found = re.findall(r"^#+ `(\w+)`?", _read("api.md"), re.M)
     assert set(api.__all__) <= set(found)
 
 
 def test_every_error_code_and_exit_code_is_explained() -> None:
-    codes = {kind.code for _, kind in inspect.getmembers(errors, inspect.isclass) if hasattr(kind, "code")}
+    codes = {
+        kind.code
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if hasattr(kind, "code")
+    }
     page = REFERENCE / "errors.md"
     headings = set(re.findall(r"^## (PTQ\d+)", prose(page), re.M))
     assert headings == codes

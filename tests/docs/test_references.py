@@ -18,7 +18,7 @@ _FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 _CALL = re.compile(r"(?:^|[\s(`$/])ptq((?: [a-z_]+\b(?![=./:]))*)")
 # Words that begin the command lines of other tools, whose flags are their own.
 _OTHERS = ("pip", "python -m pip", "python -m venv", "git", "make", "pytest", "python -m pytest")
-_ALWAYS = {"--help"}
+_ALSO = {"--help", "--without-pip"}  # of every command; of `python -m venv`
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -62,7 +62,7 @@ def test_index_leads_everywhere() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_commands_and_flags_exist(page: Path) -> None:
-    known = set().union(*map(flags, TREE.values())) | _ALWAYS
+    known = set().union(*map(flags, TREE.values())) | _ALSO
     wrong = []
     for where, line in code(page):
         if line.strip().startswith(_OTHERS):

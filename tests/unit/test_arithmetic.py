@@ -134,9 +134,7 @@ def test_dequantized_codes_are_fixed_points(interval: list[float], scheme: QSche
     hnp.arrays(np.float32, 20, elements=st.floats(-1000, 1000, width=32)),
     st.sampled_from([s for s in SCHEMES if s.bits == 8]),
 )
-def test_error_is_at_most_half_a_step_inside_the_range(
-    values: np.ndarray, scheme: QScheme
-) -> None:
+def test_error_is_at_most_half_a_step_inside_the_range(values: np.ndarray, scheme: QScheme) -> None:
     params = parameters(values.min(), values.max(), scheme)
     low, high = dequantize(np.array([scheme.qmin, scheme.qmax]).astype(scheme.dtype), params)
     error = np.abs(dequantize(quantize(values, params), params) - values.astype(np.float64))

@@ -10,6 +10,8 @@ from ptq_core.api import Runner, RunnerEntry, hookimpl
 
 ptq_api_version = (1, 0)
 
+_QUANTIZED_OPSET = 19  # the oldest whose DequantizeLinear onnx.reference can evaluate
+
 
 class Reference:
     """onnx.reference behind the runner's protocol."""
@@ -19,6 +21,10 @@ class Reference:
         from onnx.reference import ReferenceEvaluator
 
         proto = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
+        opset = next((one.version for one in proto.opset_import if not one.domain), 1)
+        quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
+        if quantized and opset < _QUANTIZED_OPSET:
+            proto = onnx.version_converter.convert_version(proto, _QUANTIZED_OPSET)
         self._evaluator = ReferenceEvaluator(proto)
         self._outputs = [output.name for output in proto.graph.output]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,7 +112,10 @@ class _Foreign(TyperCommand):
         from ptq_core.plugins import blame
 
         registered = self._registered
-        with blame(registered.record, f"running the command '{self.name}'"):
+        with (
+            blame(registered.record, f"running the command '{self.name}'"),
+            contextlib.redirect_stdout(ctx.find_root().obj.stdout),  # also under --json
+        ):
             code: Any
             try:
                 code = registered.entry.factory()(ctx.args)

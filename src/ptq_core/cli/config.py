@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ptq_core.config import Config
     from ptq_core.plugins import PluginHost
 
-commands = typer.Typer(name="config", help="Write and check configs.", no_args_is_help=True)
+commands = typer.Typer(name="config", help="Write and check configs.")
 
 
 class Syntax(StrEnum):

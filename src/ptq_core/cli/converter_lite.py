@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -70,30 +71,8 @@ def converter_lite(
     state: State = context.obj
     state.verbose = max(state.verbose, _glog_verbosity(os.environ.get(_GLOG, "")))
     state.start_logging()
-    flags = {
-        "fmk": fmk,
-        "modelFile": model_file,
-        "outputFile": output_file,
-        "configFile": config_file,
-        "inputShape": input_shape,
-        "inputDataFormat": input_data_format,
-        "optimize": optimize,
-        "fp16": fp16,
-        "weightFile": weight_file,
-        "outputDataFormat": output_data_format,
-        "inputDataType": input_data_type,
-        "outputDataType": output_data_type,
-        "saveType": save_type,
-        "infer": infer,
-        "encryption": encryption,
-        "encryptKey": encrypt_key,
-        "decryptKey": decrypt_key,
-        "decryptMode": decrypt_mode,
-        "trainModel": train_model,
-        "device": device,
-        "optimizeTransformer": optimize_transformer,
-    }
-    asked = interpret({name: value for name, value in flags.items() if value is not None})
+    # by the context and not one by one: the signature above is for the parser and the help
+    asked = interpret(given_flags(context.params))
     problems = list(asked.problems)
     config = None
     if asked.config is not None:
@@ -115,6 +94,16 @@ def converter_lite(
         notes=asked.notes,
         warnings=asked.warnings,
     )
+
+
+def given_flags(params: Mapping[str, Any]) -> dict[str, str]:
+    """The tool's own flags that were given, by their names there: ``model_file`` is modelFile."""
+    flags = {}
+    for name, value in params.items():
+        if isinstance(value, str):  # all of the tool's, and only those, are text
+            first, *rest = name.split("_")
+            flags["".join([first, *(word.capitalize() for word in rest)])] = value
+    return flags
 
 
 def _glog_verbosity(level: str) -> int:

@@ -16,6 +16,7 @@ from ptq_core.errors import DataError, InputError, Location, Problem, did_you_me
 if TYPE_CHECKING:
     from ptq_core.cli.state import State
     from ptq_core.config import Config
+    from ptq_core.jobs import Settings
     from ptq_core.plugins import PluginHost, Registered
     from ptq_core.types import ModelInput, PreprocessorEntry
 
@@ -46,7 +47,7 @@ def config_from_flags(
     method: str | None,
     per_channel: bool,
     skip: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
+    settings: Settings,
 ) -> Config:
     """Full quantization with these samples; asks on a terminal for what pictures need.
 
@@ -56,10 +57,13 @@ def config_from_flags(
     from ptq_core.config import config_from_values
     from ptq_core.python import full_quant_values
 
-    inputs = _inputs(model, shapes)
+    inputs = _inputs(model, settings.input_shapes)
     ask = sys.stdin.isatty() and state.out.is_terminal and not state.json
     values = full_quant_values(method=method or "MAX_MIN", per_channel=per_channel, skip=skip)
-    values["data_preprocess_param"] = data_values(flags, inputs, state.host, ask=ask)
+    data = data_values(flags, inputs, state.host, ask=ask)
+    if data["input_type"] == "BIN" and settings.data_layout is not None:
+        data["input_data_format"] = settings.data_layout
+    values["data_preprocess_param"] = data
     return config_from_values(values, target=target)
 
 
@@ -182,6 +186,8 @@ def _reader(
             hint="sort them: put the samples of one kind into a folder of their own",
         )
     (reader,) = readers.values()
+    if any(Path(folder).is_file() for folder in counted):
+        return reader, _SAMPLES  # stacked in one file, which only its reader can count
     per_folder = [
         sum(found[suffix] for suffix in reader.entry.suffixes) for found in counted.values()
     ]

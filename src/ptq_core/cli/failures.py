@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from pathlib import Path
@@ -43,8 +44,10 @@ def run(arguments: list[str]) -> int:
 def _invoke(arguments: list[str], state: State) -> int:
     from ptq_core.cli.app import root
 
+    # what plugins and libraries print must not get between the reader and the JSON
+    redirected = contextlib.redirect_stdout(sys.stderr) if state.json else contextlib.nullcontext()
     # not root.main(): it has an exit code of its own for interrupts and swallows closed pipes
-    with root().make_context("ptq", arguments, obj=state) as context:
+    with redirected, root().make_context("ptq", arguments, obj=state) as context:
         code = context.command.invoke(context)
     return int(code or 0)
 
@@ -61,6 +64,8 @@ def _system(error: OSError) -> InputError:
 
 
 def _interrupted(state: State) -> int:
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")  # the cursor stands behind ^C, or behind a question
     written = "the result had been written" if state.saved else "nothing was written"
     _tell(state, ExitCode.INTERRUPTED, "interrupted", (Problem(message=f"interrupted; {written}"),))
     return ExitCode.INTERRUPTED

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ptq_core.plugins import PluginRecord
     from ptq_core.types import Entry
 
-commands = typer.Typer(name="plugins", help="What is installed.", no_args_is_help=True)
+commands = typer.Typer(name="plugins", help="What is installed.")
 
 _STYLES = {"active": "green", "disabled": "dim", "incompatible": "red", "broken": "red"}
 _ATTRIBUTE = re.compile(r"(\w+):\s*(.*)")

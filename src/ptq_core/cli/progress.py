@@ -65,7 +65,7 @@ def _logs(_: Console) -> Iterator[Callable[[Event], None]]:
 def _lines(console: Console) -> Iterator[Callable[[Event], None]]:
     """The line is there when its stage starts, and gets its end when that is over."""
     open_stages: list[str] = []  # a stage may start again inside itself, for its passes
-    started = counted = 0.0
+    started, counted = 0.0, 0
 
     def write(text: str) -> None:
         console.print(text, end="")
@@ -82,7 +82,8 @@ def _lines(console: Console) -> Iterator[Callable[[Event], None]]:
             counted = max(counted, event.done)
             open_stages.pop()
             if not open_stages:
-                samples = f"{counted:.0f} samples, " if counted else ""
+                unit = "sample" if counted == 1 else "samples"
+                samples = f"{counted} {unit}, " if counted else ""
                 write(f"{samples}{time.perf_counter() - started:.1f} s\n")
 
     try:

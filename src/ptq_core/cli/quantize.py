@@ -15,6 +15,7 @@ from ptq_core.errors import InputError
 
 if TYPE_CHECKING:
     from ptq_core.config import Config
+    from ptq_core.plugins import PluginHost
 
 _DATA = "Data (instead of a config)"
 _PICTURES = "Pictures (with --data)"
@@ -260,13 +261,16 @@ def quantize(
             method=method,
             per_channel=not per_layer,
             skip=skip or (),
-            shapes=settings.input_shapes,
+            settings=settings,
         )
-    job = _with_runner(job, runner, threads)
+    job = _with_runner(job, state.host, runner, threads)
     if config is None:
         shown = rendered(job)
         if not json:
-            state.out.print(f"# the same as a config, to keep and give with -c:\n\n{shown}")
+            besides = " beside --input-shape" if input_shape else ""
+            state.out.print(
+                f"# the same as a config, to keep and give with -c{besides}:\n\n{shown}"
+            )
     return run_job(
         state,
         model,
@@ -296,7 +300,9 @@ def refuse_beside_config(config: Path, flags: Mapping[str, object]) -> None:
         )
 
 
-def _with_runner(config: Config, runner: str | None, threads: int | None) -> Config:
+def _with_runner(
+    config: Config, host: PluginHost, runner: str | None, threads: int | None
+) -> Config:
     named = config.runner
     if runner is not None and named is not None and named.casefold() != runner.casefold():
         raise InputError(
@@ -307,7 +313,10 @@ def _with_runner(config: Config, runner: str | None, threads: int | None) -> Con
     config = dataclasses.replace(config, runner=runner or named)
     if threads is None:
         return config
-    key = ("runner", (config.runner or "onnxruntime").casefold())
+    entry = host.runner(config.runner or "onnxruntime").entry
+    if "threads" not in {one.name for one in dataclasses.fields(entry.options)}:
+        raise InputError(f"--threads: the runner {entry.name} has no such option")
+    key = ("runner", entry.name.casefold())
     options = {**config.plugin_options.get(key, {}), "threads": threads}
     return dataclasses.replace(config, plugin_options={**config.plugin_options, key: options})
 

@@ -7,7 +7,7 @@ Bodies of If, Loop and Scan and the model's functions stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ptq_core.graph.operators import (
     dimensions,
     is_float,
     is_standard,
+    key,
     label,
     rank,
 )
@@ -42,11 +43,13 @@ def prepare(model: ir.Model, minimum_opset: int) -> Prepared:
     """
     prepared = Prepared(model=model)
     model.graph.sort()
-    _name_nodes(model)
+    _name_nodes(model, {})
     _widen_half(prepared)
     common.RemoveInitializersFromInputsPass()(prepared.model)
+    names = {key(node): label(node) for node in prepared.model.graph}
     prepared.model, note = raise_opset(prepared.model, minimum_opset)
     prepared.notes += note
+    _name_nodes(prepared.model, names)  # the upgrade drops the names of what it replaces
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(prepared.model)
     _infer_shapes(prepared)
     _remove_pass_through(prepared)
@@ -65,10 +68,17 @@ def prepare(model: ir.Model, minimum_opset: int) -> Prepared:
     return prepared
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Give nodes without a name that of their first output, which is how users address them."""
+def _name_nodes(model: ir.Model, known: Mapping[str, str]) -> None:
+    """Give nodes without a name that of their first output, which is how users address them.
+
+    Or the ``known`` one of that output. Runtimes refuse two nodes of one name.
+    """
+    taken = {node.name for node in model.graph if node.name}
     for node in model.graph:
-        node.name = label(node)
+        if not node.name:
+            wanted = known.get(key(node), key(node))
+            node.name = wanted if wanted not in taken else f"{wanted}_{node.op_type}"
+            taken.add(node.name)
 
 
 def _each_node(prepared: Prepared, rewrite: Callable[[Prepared, ir.Node], object]) -> None:

@@ -45,7 +45,7 @@ def read_ahead(source: Iterator[Sample], depth: int) -> Iterator[Sample]:
             yield item
     finally:
         stop.set()
-        thread.join(timeout=5.0)
+        thread.join(timeout=0.5)  # a slow reader may finish by itself: Ctrl-C does not wait for it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,12 @@ class Batch:
     feeds: Feeds
     names: tuple[str, ...]
     rows: int
+
+    @property
+    def size(self) -> int:
+        """Length of axis 0, repetitions included."""
+        first = next(iter(self.feeds.values()))
+        return int(first.shape[0]) if first.ndim else 1
 
 
 def batches(source: Iterator[Sample], size: Callable[[], int]) -> Iterator[Batch]:
@@ -83,7 +89,8 @@ def fixed_batches(source: Iterator[Sample], rows: int) -> Iterator[Batch]:
     """Groups of exactly ``rows`` for a model whose batch is fixed."""
     waiting: list[Sample] = []
     for sample in source:
-        for one in [sample] if _rows(sample) == rows else _single_rows(sample):
+        whole = not waiting and _rows(sample) == rows
+        for one in [sample] if whole else _single_rows(sample):
             waiting.append(one)
             if sum(map(_rows, waiting)) >= rows:
                 yield _batch(waiting, rows)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from ptq_core.errors import ModelError
 from ptq_core.graph.model import serialize
@@ -631,21 +631,29 @@ def test_models_with_bodies_cannot_be_raised_and_say_so(name: str, what: str) ->
     assert "opset 19 or newer" in str(caught.value)
 
 
-def test_an_operator_that_cannot_be_raised_is_an_error() -> None:
+@pytest.mark.parametrize("opset", [8, 9])
+def test_an_operator_that_newer_opsets_lack_is_replaced(opset: int) -> None:
+    scales = np.array([1, 1, 2, 2], np.float32)
     made = tiny.model(
-        [node("Upsample", "x scales", "y", "up")],
+        [
+            node("Upsample", "x", "y", "up", mode="nearest", scales=scales.tolist())
+            if opset == 8
+            else node("Upsample", "x scales", "y", "up", mode="nearest")
+        ],
         {"x": [1, 1, 2, 2]},
         {"y": [1, 1, 4, 4]},
-        {"scales": np.array([1, 1, 2, 2], np.float32)},
-        opset=9,
+        {} if opset == 8 else {"scales": scales},
+        opset=opset,
         ir_version=4,
     )
-    made.graph.node[0].attribute.append(helper.make_attribute("mode", "nearest"))
-    try:
-        prepared = prepared_from(made)
-    except ModelError as error:
-        assert "export the model again" in str(error)
-    else:
-        given = tiny.feeds(made)
-        after = tiny.run(serialize(prepared.model), given)
-        np.testing.assert_allclose(after["y"], np.kron(given["x"], np.ones((1, 1, 2, 2))))
+    prepared = assert_same(made)
+    assert types(prepared) == ["Resize"]
+    assert names_of(prepared, "up")
+
+
+def test_names_of_nodes_stay_unique() -> None:
+    """A node without a name is called after its output, which may be another node's name."""
+    made = conv_then([node("Relu", "c", "r", "y"), node("Tanh", "r", "y")], {})
+    prepared = assert_same(made)
+    names = [one.name for one in prepared.model.graph]
+    assert len(set(names)) == len(names)

@@ -13,17 +13,6 @@ from numpy.typing import NDArray
 
 _WARNINGS_OFF = 3  # errors only: the user's model may warn hundreds of times
 
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
-
 
 class OnnxRuntime:
     """Runs a model; outputs are written into the caller's arrays where their shapes fit."""
@@ -35,7 +24,7 @@ class OnnxRuntime:
             _options(threads),
             providers=["CPUExecutionProvider"],
         )
-        self._outputs = {out.name: out.type for out in self._session.get_outputs()}
+        self._outputs = [out.name for out in self._session.get_outputs()]
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], /, out: Mapping[str, NDArray[Any]] | None = None
@@ -46,17 +35,21 @@ class OnnxRuntime:
         fresh memory on every run.
         """
         if not out or set(out) != set(self._outputs):
-            return dict(zip(self._outputs, self._session.run(None, dict(feeds)), strict=True))
+            return self._run(feeds)
         binding = self._session.io_binding()
         held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         for name, array in held.items():
             binding.bind_cpu_input(name, array)
         for name, array in out.items():
-            binding.bind_output(
-                name, "cpu", 0, _DTYPES[self._outputs[name]], array.shape, array.ctypes.data
-            )
-        self._session.run_with_iobinding(binding)
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except RuntimeError:  # a shape that depends on the data does not fit; else it fails again
+            return self._run(feeds)
         return dict(out)
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(self._outputs, self._session.run(None, dict(feeds)), strict=True))
 
     def executed_model(self) -> bytes | None:
         """The graph after onnxruntime's optimizations; needs the model as bytes."""
