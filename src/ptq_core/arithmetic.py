@@ -83,6 +83,8 @@ def parameters(
     scale = np.maximum(
         ((encoded_high - encoded_low) / codes).astype(np.float32), np.finfo(np.float32).tiny
     )
+    if not np.isfinite(scale).all():
+        raise NumericError(f"a range is too wide for float32, found [{low!r}, {high!r}]")
     if scheme.symmetric:
         middle = 0 if scheme.signed else 1 << (scheme.bits - 1)
         zero_point = np.full(scale.shape, middle)
@@ -103,13 +105,21 @@ def fit_within(params: QParams, bounds: tuple[float, float]) -> QParams:
     range lies inside the activation's (onnxruntime: up to FLT_EPSILON); otherwise the operator
     runs in float. Only per-tensor parameters.
     """
-    scheme, zero_point = params.scheme, int(params.zero_point)
-    limits = [float(params.scale)]
-    for bound, code in zip(bounds, (scheme.qmin, scheme.qmax), strict=True):
-        steps = code - zero_point
-        if steps != 0 and np.isfinite(bound) and bound / steps > 0:
-            limits.append(bound / steps)
-    scale = np.float32(min(limits))
+    scheme = params.scheme
+
+    def largest(zero_point: int) -> float:
+        limits = [float(params.scale)]
+        for bound, code in zip(bounds, (scheme.qmin, scheme.qmax), strict=True):
+            steps = code - zero_point
+            if steps != 0 and np.isfinite(bound):
+                limits.append(bound / steps)
+        return min(limits)
+
+    # one code more or less below zero may keep much more of a lopsided range, as [-0.02, 6] is
+    found = int(params.zero_point)
+    near = [found, found - 1, found + 1] if not scheme.symmetric else [found]
+    zero_point = max((z for z in near if scheme.qmin <= z <= scheme.qmax), key=largest)
+    scale = np.float32(largest(zero_point))
 
     def outside(scale: np.float32) -> bool:
         low = float(scale * np.float32(scheme.qmin - zero_point))
@@ -120,7 +130,11 @@ def fit_within(params: QParams, bounds: tuple[float, float]) -> QParams:
         if not outside(scale):
             break
         scale = np.nextafter(scale, np.float32(0))
-    return QParams(scheme=scheme, scale=np.asarray(scale), zero_point=params.zero_point)
+    return QParams(
+        scheme=scheme,
+        scale=np.asarray(scale),
+        zero_point=np.asarray(zero_point, params.zero_point.dtype),
+    )
 
 
 def range_parameters(

@@ -21,6 +21,7 @@ from ptq_core import __version__
 from ptq_core.arithmetic import QParams, range_parameters
 from ptq_core.calibration import Calibration, Emit, Method, calibrate, fixed_batch
 from ptq_core.config import Config, render_config, resolve_path, unused_options, validate_options
+from ptq_core.diagnosis import NodeError, node_errors
 from ptq_core.emission import emit as emit_model
 from ptq_core.errors import ConfigError, InputError, Location
 from ptq_core.graph.model import check_writable, load_model, runnable, save_model
@@ -38,13 +39,7 @@ from ptq_core.samples import (
 )
 from ptq_core.targets import is_target_file, target_from_toml
 from ptq_core.types import Event, Layout, ModelInput, Range, RunnerEntry, TargetEntry
-from ptq_core.verification import (
-    NodeError,
-    Verification,
-    check_model,
-    node_errors,
-    verify,
-)
+from ptq_core.verification import Verification, check_model, verify
 
 _VERIFIED_SAMPLES = 8
 _PREFERRED_RUNNERS = ("onnxruntime", "reference")
@@ -512,7 +507,10 @@ def _stamp(
     if job.target_record is not None:
         records.add(job.target_record)
     plugins = sorted({f"{record.name}=={record.version}" for record in records})
-    config = render_config(job.config, "toml")
+    # what executes the model, and with how many threads, is no part of what is computed
+    options = job.config.plugin_options.items()
+    computed = {key: value for key, value in options if key[0] != "runner"}
+    config = render_config(replace(job.config, runner=None, plugin_options=computed), "toml")
     model.producer_name, model.producer_version = "ptq", __version__
     model.metadata_props.update(
         {

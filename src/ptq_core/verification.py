@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq_core.arithmetic import cosine, sqnr
+from ptq_core.arithmetic import cosine
 from ptq_core.errors import PtqError
-from ptq_core.graph.model import runnable, with_outputs
-from ptq_core.graph.operators import key
 from ptq_core.planning import Plan
 from ptq_core.plugins import Registered, blame
 from ptq_core.samples import Sample
@@ -26,7 +23,6 @@ from ptq_core.types import Runner, RunnerEntry
 _INTEGER_KERNELS = (
     "QLinear", "QGemm", "Integer", "QAttention", "QuantizeLinear", "DequantizeLinear"
 )  # fmt: skip
-_CLEAN = 60.0  # dB of a tensor with nothing quantized before it: as good as 10-bit integers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,84 +153,3 @@ def _executed(
         if output in by_output
     ]
     return dict(counts.most_common()), tuple(dict.fromkeys(unexpected))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeError:
-    """How much of a node's result is noise in the quantized model.
-
-    Attributes:
-        name: the node.
-        op_type: its operator.
-        sqnr: of its result, in dB.
-        lost: dB that were still there in the worst of its inputs.
-    """
-
-    name: str
-    op_type: str
-    sqnr: float
-    lost: float
-
-
-def node_errors(
-    floats: ir.Model,
-    quantized: ir.Model,
-    plan: Plan,
-    samples: Sequence[Sample],
-    runner: Registered[RunnerEntry],
-    options: Any,
-) -> tuple[NodeError, ...]:
-    """The integer nodes, those first in which most accuracy is lost."""
-    names = [name for name, tensor in plan.tensors.items() if tensor.produced]
-    wanted = _watch(floats, names, runner, options)
-    found = _watch(quantized, [f"{name}_dequantized" for name in names], runner, options)
-    ratios: dict[str, list[float]] = {}
-    for sample in samples:
-        with blame(runner.record, f"running {sample.name}"):
-            before, after = wanted.run(sample.feeds), found.run(sample.feeds)
-        for name in names:
-            known = after.get(f"{name}_dequantized")
-            if known is not None:
-                ratios.setdefault(name, []).append(sqnr(before[name], known))
-    level = {name: float(np.mean(values)) for name, values in ratios.items()}
-    decisions = {node.key: node for node in plan.nodes}
-    made_by = {value.name: node for node in floats.graph for value in node.outputs}
-    errors = []
-    for name, own in level.items():
-        node = made_by[name]
-        while decisions[key(node)].decision == "fused":  # an activation or bias: to its operator
-            node = next(made_by[v.name] for v in node.inputs if v is not None and v.name in made_by)
-        before_it = [level[source] for source in _sources(node, level, made_by)]
-        errors.append(
-            NodeError(
-                name=decisions[key(node)].name,
-                op_type=node.op_type,
-                sqnr=own,
-                lost=min(before_it, default=_CLEAN) - own,
-            )
-        )
-    return tuple(sorted(errors, key=lambda error: -error.lost))
-
-
-def _sources(
-    node: ir.Node, level: Mapping[str, float], made_by: Mapping[str | None, ir.Node]
-) -> Iterator[str]:
-    """The measured tensors that the node computes from, looked up through float nodes."""
-    waiting, seen = list(node.inputs), set()
-    while waiting:
-        value = waiting.pop()
-        if value is None or value.name is None or value.name in seen:
-            continue
-        seen.add(value.name)
-        if value.name in level:
-            yield value.name
-        elif value.name in made_by:
-            waiting += made_by[value.name].inputs
-
-
-def _watch(
-    model: ir.Model, names: Sequence[str], runner: Registered[RunnerEntry], options: Any
-) -> Runner:
-    """A runner for the model that returns these tensors."""
-    with runnable(with_outputs(model, names)) as form, blame(runner.record, "loading the model"):
-        return runner.entry.factory(form, options)

@@ -162,7 +162,10 @@ def test_skip_adds_to_the_config(ptq, out, tmp_path):
 
     assert done.code == 0, done.err
     skipped = {one["name"]: one["reason"] for one in json.loads(done.out)["float_operators"]}
-    assert skipped["stem/conv"] == skipped["block5/add"] == "named in skip_quant_node"
+    assert skipped["stem/conv"] == "named in skip_quant_node"
+    assert skipped["block5/add"] == (
+        "named in skip_quant_node; between integers the runtime may still use its integer kernel"
+    )
 
 
 def test_json_is_one_object_and_tells_all(ptq, out, pictures):
@@ -662,9 +665,8 @@ def test_plan_of_a_config_without_data(ptq, tmp_path):
     found = json.loads(done.out)
     assert done.code == 0
     nodes = {node["name"]: node for node in found["nodes"]}
-    assert (
-        nodes["stem/conv"]["reason"] == nodes["block5/add"]["reason"] == "named in skip_quant_node"
-    )
+    for name in ("stem/conv", "block5/add"):
+        assert nodes[name]["reason"].startswith("named in skip_quant_node")
     assert sum(found["counts"].values()) == len(found["nodes"])
 
 

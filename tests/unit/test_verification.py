@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from ptq_core.arithmetic import cosine, sqnr
+from ptq_core.diagnosis import node_errors
 from ptq_core.emission import emit
 from ptq_core.errors import PtqError
 from ptq_core.graph.model import serialize
@@ -18,7 +19,7 @@ from ptq_core.planning import Plan, make_plan
 from ptq_core.plugins import discover
 from ptq_core.samples import Sample
 from ptq_core.types import OperatorRule, QScheme, Range, TargetSpec
-from ptq_core.verification import Verification, check_model, node_errors, verify
+from ptq_core.verification import Verification, check_model, verify
 from tests import tiny_models as tiny
 
 LAYERS = TargetSpec(

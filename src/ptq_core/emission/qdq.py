@@ -24,7 +24,7 @@ from ptq_core.arithmetic import (
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
 from ptq_core.graph.prepared import Prepared
-from ptq_core.planning import Plan, TensorPlan, WeightPlan
+from ptq_core.planning import Plan, TensorPlan, WeightPlan, guard_channels
 from ptq_core.types import TargetSpec
 
 _MINIMUM_IR_VERSION = 7  # the one of opset 13
@@ -209,7 +209,7 @@ def _emit_tensor(
         if use.node.op_type in ops.SHAPE_READERS:
             if tensor.produced:
                 use.node.replace_input_with(use.idx, codes)
-        elif key in guarded and use.idx == 0 and tensor.produced:
+        elif key in guarded and tensor.produced:
             guard = _guard(emitter, use.node, codes, params, name)
             graph.insert_before(use.node, guard)
             use.node.replace_input_with(use.idx, guard.outputs[0])
@@ -234,15 +234,7 @@ def _guard(
     emitter: _Emitter, node: ir.Node, codes: ir.Value, params: QParams, name: str
 ) -> ir.Node:
     """A DequantizeLinear with one, equal, scale per channel: runtimes do not fuse through it."""
-    weight = ops.constant(node.inputs[1])
-    channels, axis = 1, 1
-    if weight is not None:
-        channels = weight.shape[0] if node.op_type == "ConvTranspose" else weight.shape[1]
-        if node.op_type == "Conv":
-            channels *= int(ops.attribute(node, "group", 1))
-        if node.op_type == "Gemm":
-            channels = weight.shape[1 if ops.attribute(node, "transB", 0) else 0]
-            axis = 0 if ops.attribute(node, "transA", 0) else 1
+    channels, axis = guard_channels(node)
     per_channel = QParams(
         scheme=params.scheme,
         scale=np.full(channels, params.scale),

@@ -35,6 +35,8 @@ def load_model(path: Path) -> ir.Model:
         raise ModelError("is empty, expected an ONNX model", location=where)
     try:
         model = ir.load(path)
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror or error}", location=where) from error
     except (DecodeError, ValueError, TypeError, RuntimeError, UnicodeDecodeError) as error:
         raise ModelError(
             f"is not an ONNX model, or was cut short ({size} bytes): {_first_line(error)}",

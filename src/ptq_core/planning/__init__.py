@@ -6,7 +6,8 @@ returns data that can be printed. Emission does what the plan says and decides n
 
 from __future__ import annotations
 
-from ptq_core.planning.make import make_plan, needs_guard
+from ptq_core.planning.make import make_plan
+from ptq_core.planning.nodes import guard_channels
 from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan, WeightPlan
 from ptq_core.planning.skip import match_nodes
 
@@ -17,7 +18,7 @@ __all__ = [
     "Plan",
     "TensorPlan",
     "WeightPlan",
+    "guard_channels",
     "make_plan",
     "match_nodes",
-    "needs_guard",
 ]

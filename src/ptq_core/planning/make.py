@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
 from ptq_core.errors import ModelError
 from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import Prepared
-from ptq_core.planning.nodes import Draft, draft_of, followers_of, is_requantized, why_float
+from ptq_core.planning.nodes import (
+    Draft,
+    data_inputs,
+    draft_of,
+    followers_of,
+    is_requantized,
+    why_float,
+)
 from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan
 from ptq_core.planning.regions import propagate, tensor_plans, trim, weight_plans
 from ptq_core.planning.skip import match_nodes
@@ -62,7 +69,7 @@ def make_plan(
         for draft in chosen
         for weight in weight_plans(draft, target, per_channel=per_channel)
     )
-    nodes = tuple(_node_plans(graph, drafts, followers, reasons, tensors, target))
+    nodes = tuple(_node_plans(graph, drafts, followers, reasons, tensors, target, skipped))
     return Plan(
         nodes=nodes,
         tensors=tensors,
@@ -78,6 +85,7 @@ def _node_plans(
     reasons: dict[str, str],
     tensors: dict[str, TensorPlan],
     target: TargetSpec,
+    skipped: Collection[str],
 ) -> Iterable[NodePlan]:
     for node in graph:
         key = ops.key(node)
@@ -91,8 +99,11 @@ def _node_plans(
             reason = f"belongs to '{ops.label(followers[key][0].node)}', which stays float"
         elif draft is not None and draft.integer:
             decision, reason = "integer", _why_integer(draft)
-        elif needs_guard(node, tensors, target):
+        elif is_requantized(node, target) and _reads(node, tensors):
             decision = "guarded"
+        elif key in skipped and _has_integer_form(node, target) and _reads(node, tensors):
+            # Its operands and its result are rounded by the operators around it in any case.
+            reason += "; between integers the runtime may still use its integer kernel"
         elif reason.startswith("handles shapes"):
             decision = "untouched"
         yield NodePlan(
@@ -108,13 +119,15 @@ def _why_integer(draft: Draft) -> str:
     return "its inputs are integers"
 
 
-def needs_guard(node: ir.Node, tensors: Mapping[str, TensorPlan], target: TargetSpec) -> bool:
-    """Whether a float layer reads a dequantized tensor, so that the runtime might quantize it."""
-    if not is_requantized(node, target):
-        return False
-    data = node.inputs[0]
-    tensor = None if data is None or data.name is None else tensors.get(data.name)
-    return tensor is not None and tensor.produced
+def _has_integer_form(node: ir.Node, target: TargetSpec) -> bool:
+    rule = target.operators.get(node.op_type)
+    return rule is not None and rule.quantize != "never" and node.op_type not in ops.LINEAR
+
+
+def _reads(node: ir.Node, tensors: Mapping[str, TensorPlan]) -> bool:
+    """Whether the node reads a value that integers were turned into."""
+    names = [value.name for value in data_inputs(node) if value.name in tensors]
+    return any(tensors[name or ""].produced for name in names)
 
 
 def _warnings(

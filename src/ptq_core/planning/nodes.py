@@ -150,3 +150,16 @@ def is_requantized(node: ir.Node, target: TargetSpec) -> bool:
         and ops.is_standard(node)
         and ops.constant(node.inputs[1]) is not None
     )
+
+
+def guard_channels(node: ir.Node) -> tuple[int, int]:
+    """Count and axis of the input channels of a layer that needs a guard."""
+    weight = ops.constant(node.inputs[1])
+    if weight is None:
+        raise AssertionError(f"'{ops.label(node)}' needs no guard: its weights are not constant")
+    if node.op_type == "ConvTranspose":
+        return weight.shape[0], 1
+    if node.op_type == "Gemm":
+        rows = 1 if ops.attribute(node, "transB", 0) else 0
+        return weight.shape[rows], 0 if ops.attribute(node, "transA", 0) else 1
+    return weight.shape[1] * int(ops.attribute(node, "group", 1)), 1

@@ -102,7 +102,11 @@ def fixed_batches(source: Iterator[Sample], rows: int) -> Iterator[Batch]:
 def _single_rows(sample: Sample) -> list[Sample]:
     return [
         Sample(
-            name=sample.name, feeds={name: array[i : i + 1] for name, array in sample.feeds.items()}
+            name=sample.name,
+            feeds={
+                name: array[i : i + 1] if array.ndim else array
+                for name, array in sample.feeds.items()
+            },
         )
         for i in range(_rows(sample))
     ]
@@ -124,8 +128,8 @@ def _batch(samples: list[Sample], fixed: int | None) -> Batch:
         feeds = padded[0].feeds
     else:
         feeds = {
-            name: np.concatenate([sample.feeds[name] for sample in padded])
-            for name in samples[0].feeds
+            name: np.concatenate([sample.feeds[name] for sample in padded]) if array.ndim else array
+            for name, array in samples[0].feeds.items()
         }
     return Batch(feeds=feeds, names=tuple(sample.name for sample in samples), rows=rows)
 
@@ -134,6 +138,7 @@ def add_to_digest(digest: hashlib._Hash, batch: Batch) -> None:
     """Take a batch into a hash of the data, row by row: how samples were grouped does not show."""
     for row in range(batch.rows):
         for name, array in sorted(batch.feeds.items()):
-            part = array[row : row + 1] if array.ndim else array
+            by_row = array.ndim > 0 and len(array) == batch.size
+            part = array[row : row + 1] if by_row else array
             digest.update(f"{name}{part.shape}{part.dtype}".encode())
             digest.update(np.ascontiguousarray(part).data)

@@ -14,8 +14,6 @@ from ptq_core.plugins import Registered, blame
 from ptq_core.samples.sample import Feeds, Sample, Samples, check_array
 from ptq_core.types import ModelInput, Preprocessor, PreprocessorEntry
 
-_RECOMMENDED = (100, 500)  # samples, by the guide
-
 
 def samples_from_files(
     folders: Mapping[str, Path],
@@ -58,10 +56,6 @@ def samples_from_files(
             raise DataError(text, location=location)
         result.warnings.append(text)
     used, rest = order[:size], order[size:]
-    if not _RECOMMENDED[0] <= len(used) <= _RECOMMENDED[1]:
-        result.notes.append(
-            f"{len(used)} samples; {_RECOMMENDED[0]} to {_RECOMMENDED[1]} are recommended"
-        )
 
     def reading(chosen: Sequence[dict[str, _Source]]) -> Callable[[], Iterator[Sample]]:
         return lambda: _read_files(chosen, inputs, reader, readers, result, skip_bad=skip_bad)

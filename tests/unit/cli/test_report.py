@@ -12,10 +12,11 @@ from rich.console import Console
 from ptq_core.cli.progress import showing
 from ptq_core.cli.report import print_missed, print_report, report_json, size
 from ptq_core.cli.state import State, finite, make_console
+from ptq_core.diagnosis import NodeError
 from ptq_core.jobs import Report
 from ptq_core.planning import NodePlan, Plan
 from ptq_core.types import Event
-from ptq_core.verification import NodeError, OutputCheck, Verification
+from ptq_core.verification import OutputCheck, Verification
 
 
 def node(name: str, op_type: str, decision: str, reason: str) -> NodePlan:
