@@ -23,7 +23,7 @@ from ptq_core.calibration import Calibration, Emit, Method, calibrate, fixed_bat
 from ptq_core.config import Config, render_config, resolve_path, unused_options, validate_options
 from ptq_core.diagnosis import NodeError, node_errors
 from ptq_core.emission import emit as emit_model
-from ptq_core.errors import ConfigError, InputError, Location
+from ptq_core.errors import ConfigError, DataError, InputError, Location, Problem
 from ptq_core.graph.model import check_writable, load_model, runnable, save_model
 from ptq_core.graph.prepare import prepare
 from ptq_core.graph.prepared import Prepared
@@ -38,7 +38,15 @@ from ptq_core.samples import (
     samples_from_files,
 )
 from ptq_core.targets import is_target_file, target_from_toml
-from ptq_core.types import Event, Layout, ModelInput, Range, RunnerEntry, TargetEntry
+from ptq_core.types import (
+    Event,
+    Layout,
+    ModelInput,
+    PreprocessorEntry,
+    Range,
+    RunnerEntry,
+    TargetEntry,
+)
 from ptq_core.verification import Verification, check_model, verify
 
 _VERIFIED_SAMPLES = 8
@@ -158,7 +166,9 @@ def full_quant(
 ) -> Report:
     """Full quantization: prepare, plan, calibrate, emit, verify, save."""
     _check_output(model, output)
+    reader = _reader(config, host) if data is None else None
     job = _prepare_job(model, config, host, settings, emit)
+    job.reader = reader
     report, prepared, plan = job.report, job.prepared, job.report.plan
     samples = _samples(job, data)
     runner, runner_options = _runner(job)
@@ -250,6 +260,7 @@ class _Job:
     prepared: Prepared
     inputs: tuple[ModelInput, ...]
     report: Report
+    reader: Registered[PreprocessorEntry] | None = None
     used: list[tuple[str, str]] = field(default_factory=list)
     listeners: Emit
 
@@ -282,7 +293,8 @@ def _prepare_job(
         raise ConfigError("FULL_QUANT needs a section [full_quant_param]")
     seconds: dict[str, float] = {}
     target, record = find_target(config, host)
-    method = host.calibrator(full.activation_quant_method).entry.name
+    with _named_at(config, "full_quant_param", "activation_quant_method"):
+        method = host.calibrator(full.activation_quant_method).entry.name
     with _timed("prepare", seconds, listeners):
         loaded = load_model(model)
         before = _file_bytes(model, loaded)
@@ -300,6 +312,7 @@ def _prepare_job(
             method=method,
             per_channel=full.per_channel,
             skip=config.common.skip_quant_node,
+            skip_location=config.locate("common_quant_param", "skip_quant_node"),
         )
     report = Report(
         model=model, target=target.name, plan=plan, bytes_before=before, seconds=seconds
@@ -325,8 +338,21 @@ def find_target(config: Config, host: PluginHost) -> tuple[TargetEntry, PluginRe
     if is_target_file(config.target):
         path, _ = resolve_path(config, config.target)
         return target_from_toml(path), None
-    found = host.target(config.target)
+    with _named_at(config, "full_quant_param", "target_device"):
+        found = host.target(config.target)
     return found.entry, found.record
+
+
+@contextmanager
+def _named_at(config: Config, section: str, key: str) -> Iterator[None]:
+    """Add to a failing look-up where the config names what was looked up."""
+    try:
+        yield
+    except InputError as error:
+        location = config.locate(section, key)
+        raise InputError(
+            problems=[replace(problem, location=location) for problem in error.problems]
+        ) from None
 
 
 def _say_not_built(config: Config, report: Report) -> None:
@@ -360,13 +386,29 @@ def _file_bytes(model: Path, loaded: ir.Model) -> int:
     return model.stat().st_size + sum(path.stat().st_size for path in data)
 
 
-def _samples(job: _Job, data: Iterable[Any] | None) -> Samples:
-    config = job.config
-    if data is not None:
-        return samples_from_arrays(data, job.inputs)
+def _reader(config: Config, host: PluginHost) -> Registered[PreprocessorEntry]:
+    """What reads the config's samples; their folders exist. Asked before any work is done."""
     if config.data is None or config.data.input_type is None:
         raise ConfigError("there is no data: give [data_preprocess_param], --data or data=")
-    reader = job.host.preprocessor(config.data.input_type)
+    location = config.locate("data_preprocess_param", "calibrate_path")
+    missing = [
+        Problem(
+            message=f"calibrate_path: '{resolve_path(config, text)[0]}' does not exist",
+            location=location,
+        )
+        for text in config.data.calibrate_path.values()
+        if not resolve_path(config, text)[0].exists()
+    ]
+    if missing:
+        raise DataError(problems=missing)
+    with _named_at(config, "data_preprocess_param", "input_type"):
+        return host.preprocessor(config.data.input_type)
+
+
+def _samples(job: _Job, data: Iterable[Any] | None) -> Samples:
+    config, reader = job.config, job.reader
+    if reader is None or config.data is None:
+        return samples_from_arrays(() if data is None else data, job.inputs)
     options, warnings = validate_options(
         reader.entry.options,
         "preprocessor",
@@ -504,6 +546,8 @@ def _stamp(
 ) -> None:
     """Say in the file what made it; nothing that differs between runs on the same inputs."""
     records = {method.entry.record for method in methods} | {runner.record}
+    if job.reader is not None:
+        records.add(job.reader.record)
     if job.target_record is not None:
         records.add(job.target_record)
     plugins = sorted({f"{record.name}=={record.version}" for record in records})

@@ -368,18 +368,16 @@ class Event:
     """Something that happened in a running job.
 
     Attributes:
-        stage: ``prepare``, ``plan``, ``calibrate``, ``emit`` or ``verify``.
-        kind: ``start``, ``advance``, ``end``, or ``note`` for a message.
+        stage: ``prepare``, ``plan``, ``calibrate``, ``emit``, ``verify`` or ``save``.
+        kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.
-        message: a note's text, or what the stage is doing.
     """
 
     stage: str
-    kind: Literal["start", "advance", "end", "note"]
+    kind: Literal["start", "advance", "end"]
     done: int = 0
     total: int | None = None
-    message: str = ""
 
 
 Entry: TypeAlias = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,23 +17,6 @@ from ptq_core.errors import InputError, PluginError, Problem, did_you_mean
 if TYPE_CHECKING:
     from ptq_core.plugins import Registered
     from ptq_core.types import CommandEntry
-
-_GROUP = "ptq"  # of entry points; ptq_core.plugins has the same name for it, 50 ms away
-# Ours that offer no commands: the help does not wait for them to load.
-_WITHOUT_COMMANDS = frozenset(
-    (
-        "ptq-calibrator-kl",
-        "ptq-calibrator-max-min",
-        "ptq-calibrator-removal-outlier",
-        "ptq-encoding-packed",
-        "ptq-preprocess-image",
-        "ptq-runner-onnxruntime",
-        "ptq-target-ascend",
-        "ptq-target-cpu",
-        "ptq-target-dsp",
-        "ptq-target-nvgpu",
-    )
-)
 
 
 def root() -> Any:
@@ -86,7 +68,9 @@ class _Root(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         super().format_commands(ctx, formatter)
-        offered = [one for one in _offered(ctx.obj) if one.entry.name not in self.commands]
+        offered = [
+            one for one in ctx.obj.host.entries("command") if one.entry.name not in self.commands
+        ]
         if offered:
             with formatter.section("Commands of plugins"):
                 formatter.write_dl(
@@ -144,17 +128,3 @@ def _find(state: State, name: str, ours: list[str]) -> Registered[CommandEntry]:
             for problem in error.problems
         ]
         raise InputError(problems=found) from None
-
-
-def _offered(state: State) -> tuple[Registered[CommandEntry], ...]:
-    """The commands of plugins, without loading plugins that are known to have none."""
-    try:
-        names = {point.dist.name for point in metadata.entry_points(group=_GROUP) if point.dist}
-    except Exception:  # noqa: BLE001 - a stranger's metadata; discover() knows how to live with it
-        return state.host.entries("command")
-    if names <= _WITHOUT_COMMANDS:
-        return ()
-    from ptq_core.plugins import discover
-
-    disabled = [*state.no_plugin, *(names & _WITHOUT_COMMANDS)]
-    return discover(disabled=disabled, autoload=not state.no_plugins).entries("command")

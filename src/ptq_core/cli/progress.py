@@ -55,8 +55,6 @@ def _logs(_: Console) -> Iterator[Callable[[Event], None]]:
                 _log.debug("%s: %s of %s", event.stage, event.done, event.total or "?")
             case "end":
                 _log.info("%s: done", event.stage)
-            case "note":
-                _log.info("%s: %s", event.stage, event.message)
 
     yield show
 

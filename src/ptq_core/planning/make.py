@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from ptq_core.errors import ModelError
+from ptq_core.errors import Location, ModelError
 from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import Prepared
 from ptq_core.planning.nodes import (
@@ -30,6 +30,7 @@ def make_plan(
     method: str = MAX_MIN,
     per_channel: bool = True,
     skip: Sequence[str] = (),
+    skip_location: Location | None = None,
 ) -> Plan:
     """The plan for full quantization of a prepared model on a target.
 
@@ -39,13 +40,14 @@ def make_plan(
         method: the calibrator of activations; graph inputs and outputs take MAX_MIN.
         per_channel: one weight scale per output channel where the device can.
         skip: names, globs, and ``type:OPERATOR`` of nodes that stay float.
+        skip_location: where they are written, for messages.
 
     Raises:
         ConfigError: something in ``skip`` matches nothing.
         ModelError: no node can be quantized.
     """
     graph = prepared.model.graph
-    skipped = match_nodes(prepared, skip)
+    skipped = match_nodes(prepared, skip, skip_location)
     opset = graph.opset_imports.get("", 1)
     reasons: dict[str, str] = {}
     drafts: dict[str, Draft] = {}

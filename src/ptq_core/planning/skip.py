@@ -12,7 +12,9 @@ from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import Prepared
 
 
-def match_nodes(prepared: Prepared, patterns: Iterable[str]) -> frozenset[str]:
+def match_nodes(
+    prepared: Prepared, patterns: Iterable[str], location: Location | None = None
+) -> frozenset[str]:
     """Keys of the nodes that the patterns name: exact names, globs, ``type:OPERATOR``.
 
     Raises:
@@ -25,7 +27,8 @@ def match_nodes(prepared: Prepared, patterns: Iterable[str]) -> frozenset[str]:
         matched = [node for node in nodes if _matches(prepared, node, pattern)]
         found.update(ops.key(node) for node in matched)
         if not matched:
-            problems.append(_matches_nothing(prepared, nodes, pattern))
+            where = location or Location(section="common_quant_param")
+            problems.append(_matches_nothing(prepared, nodes, pattern, where))
     if problems:
         raise ConfigError(problems=problems)
     return frozenset(found)
@@ -38,8 +41,9 @@ def _matches(prepared: Prepared, node: ir.Node, pattern: str) -> bool:
     return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _matches_nothing(prepared: Prepared, nodes: list[ir.Node], pattern: str) -> Problem:
-    location = Location(section="common_quant_param")
+def _matches_nothing(
+    prepared: Prepared, nodes: list[ir.Node], pattern: str, location: Location
+) -> Problem:
     if pattern in prepared.removed:
         return Problem(
             message=f"skip_quant_node: '{pattern}' is no longer there when quantization starts: "
@@ -50,7 +54,8 @@ def _matches_nothing(prepared: Prepared, nodes: list[ir.Node], pattern: str) -> 
     if pattern.casefold().startswith("type:"):
         hint = did_you_mean(pattern[5:], sorted({node.op_type for node in nodes}))
     else:
-        hint = did_you_mean(pattern, [name for node in nodes for name in prepared.names(node)])
+        names = (name for node in nodes for name in prepared.names(node))
+        hint = did_you_mean(pattern, dict.fromkeys(names))
     return Problem(
         message=f"skip_quant_node: '{pattern}' matches no node of the model",
         location=location,

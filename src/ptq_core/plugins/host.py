@@ -41,6 +41,17 @@ _KNOWN: Mapping[tuple[Kind, str], str] = {
     ("target", "nvgpu"): "ptq-target-nvgpu",
 }
 
+# Those that the guide names and this version does not have yet.
+_LATER = frozenset(
+    {
+        "ptq-calibrator-kl",
+        "ptq-calibrator-removal-outlier",
+        "ptq-target-ascend",
+        "ptq-target-dsp",
+        "ptq-target-nvgpu",
+    }
+)
+
 
 class PluginHost:
     """Loaded plugins, as a value: make as many as you like, none knows of another.
@@ -189,7 +200,9 @@ def _not_found(
     distribution = _KNOWN.get((kind, name.rpartition(":")[2].casefold()), "")
     absent = [record for record in records if record.state is not State.ACTIVE]
     likely = [record for record in absent if folded(record.name) == distribution]
-    if distribution and not likely:
+    if distribution in _LATER and not likely:
+        hints.append(f"{name.rpartition(':')[2]} is not available in this version")
+    elif distribution and not likely:
         hints.append(f"pip install {distribution} (or ptq-core[all])")
     message = "; ".join([f"no {kind} named '{name}'", *_suspects(likely or absent)])
     return InputError(message, hint="; ".join(hints))

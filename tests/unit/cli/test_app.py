@@ -157,15 +157,6 @@ def test_exit_codes_of_commands_of_plugins(site, capsys, body, code, said):
     assert "Traceback" not in captured.err
 
 
-def test_commands_of_plugins_are_looked_for_wherever_they_may_be():
-    """What the help does not wait for has none."""
-    from ptq_core.cli.app import _WITHOUT_COMMANDS
-    from ptq_core.plugins import discover
-
-    offering = {one.record.name for one in discover().entries("command")}
-    assert not offering & _WITHOUT_COMMANDS
-
-
 # ----------------------------------------------------------------------------------- crashes
 
 
