@@ -350,6 +350,8 @@ def _named_at(config: Config, section: str, key: str) -> Iterator[None]:
         yield
     except InputError as error:
         location = config.locate(section, key)
+        if location.file is None:  # it comes from a command line or from Python
+            raise
         raise InputError(
             problems=[replace(problem, location=location) for problem in error.problems]
         ) from None
