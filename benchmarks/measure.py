@@ -13,6 +13,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+_COMPLAINT = 3  # lines: a message and its hint
+
 # Starts the command from a process of its own: a child's peak memory counts what its parent
 # occupied when it was started, which here would be the benchmark itself.
 _LAUNCHER = """
@@ -39,7 +41,7 @@ class Process:
 
 
 def run_process(command: Sequence[str]) -> Process:
-    """Run a command; RuntimeError with its last line of complaint if it fails."""
+    """Run a command; RuntimeError with its last lines of complaint if it fails."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", _LAUNCHER, *command],
         capture_output=True,
@@ -50,7 +52,7 @@ def run_process(command: Sequence[str]) -> Process:
     found = json.loads(last)
     if found["code"] != 0:
         lines = errors.strip().splitlines() or [f"exit code {found['code']}"]
-        raise RuntimeError(lines[-1])
+        raise RuntimeError("; ".join(line.strip() for line in lines[-_COMPLAINT:]))
     return Process(seconds=found["seconds"], peak_mb=found["peak"] / 1e6, stdout=done.stdout)
 
 

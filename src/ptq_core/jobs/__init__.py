@@ -1,0 +1,17 @@
+"""The recipes. ``full`` is full quantization, its stages in their order."""
+
+from __future__ import annotations
+
+from ptq_core.jobs.choices import find_target
+from ptq_core.jobs.full import full_quant, plan_job, run, tensor_parameters
+from ptq_core.jobs.report import Report, Settings
+
+__all__ = [
+    "Report",
+    "Settings",
+    "find_target",
+    "full_quant",
+    "plan_job",
+    "run",
+    "tensor_parameters",
+]

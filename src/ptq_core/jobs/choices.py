@@ -1,0 +1,151 @@
+"""Which plugins a job uses: what the config names, with the options it gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ptq_core.calibration import Method
+from ptq_core.config import Config, resolve_path, validate_options
+from ptq_core.errors import ConfigError, DataError, InputError, Problem
+from ptq_core.jobs.job import Job
+from ptq_core.planning import MAX_MIN
+from ptq_core.plugins import PluginHost, PluginRecord, Registered
+from ptq_core.samples import (
+    Samples,
+    samples_from_arrays,
+    samples_from_files,
+)
+from ptq_core.targets import is_target_file, target_from_toml
+from ptq_core.types import (
+    PreprocessorEntry,
+    RunnerEntry,
+    TargetEntry,
+)
+
+_PREFERRED_RUNNERS = ("onnxruntime", "reference")
+
+
+def find_target(config: Config, host: PluginHost) -> tuple[TargetEntry, PluginRecord | None]:
+    """The device: an installed one, or the TOML file that ``target_device`` names."""
+    if is_target_file(config.target):
+        path, _ = resolve_path(config, config.target)
+        return target_from_toml(path), None
+    with named_at(config, "full_quant_param", "target_device"):
+        found = host.target(config.target)
+    return found.entry, found.record
+
+
+@contextmanager
+def named_at(config: Config, section: str, key: str) -> Iterator[None]:
+    """Add to a failing look-up where the config names what was looked up."""
+    try:
+        yield
+    except InputError as error:
+        location = config.locate(section, key)
+        if location.file is None:  # it comes from a command line or from Python
+            raise
+        raise InputError(
+            problems=[replace(problem, location=location) for problem in error.problems]
+        ) from None
+
+
+def find_reader(config: Config, host: PluginHost) -> Registered[PreprocessorEntry]:
+    """What reads the config's samples; their folders exist. Asked before any work is done."""
+    if config.data is None or config.data.input_type is None:
+        raise ConfigError("there is no data: give [data_preprocess_param], --data or data=")
+    location = config.locate("data_preprocess_param", "calibrate_path")
+    missing = [
+        Problem(
+            message=f"calibrate_path: '{resolve_path(config, text)[0]}' does not exist",
+            location=location,
+        )
+        for text in config.data.calibrate_path.values()
+        if not resolve_path(config, text)[0].exists()
+    ]
+    if missing:
+        raise DataError(problems=missing)
+    with named_at(config, "data_preprocess_param", "input_type"):
+        return host.preprocessor(config.data.input_type)
+
+
+def find_samples(job: Job, data: Iterable[Any] | None) -> Samples:
+    """The caller's samples, or those of the config's folders."""
+    config, reader = job.config, job.reader
+    if reader is None or config.data is None:
+        return samples_from_arrays(() if data is None else data, job.inputs)
+    options, warnings = validate_options(
+        reader.entry.options,
+        "preprocessor",
+        reader.entry.name,
+        config,
+        aliases=reader.entry.aliases,
+    )
+    job.used.append(("preprocessor", reader.entry.name))
+    job.report.warnings += map(str, warnings)
+    folders = {}
+    for name, text in config.data.calibrate_path.items():
+        folders[name], note = resolve_path(config, text)
+        if note:
+            job.report.notes.append(note)
+    for item in job.inputs:
+        if len(item.shape) == 4 and item.data_layout is not None:
+            job.report.notes.append(
+                f"input '{item.name}': the model takes {item.layout}, "
+                f"{reader.entry.name} buffers are read as {item.data_layout}"
+                if reader.entry.name == "BIN"
+                else f"input '{item.name}': the model takes {item.layout}"
+            )
+    return samples_from_files(
+        folders,
+        config.data.calibrate_size,
+        job.inputs,
+        reader,
+        options,
+        strict=job.settings.strict,
+        skip_bad=job.settings.skip_bad,
+        location=config.locate("data_preprocess_param", "calibrate_path"),
+    )
+
+
+def find_runner(job: Job) -> tuple[Registered[RunnerEntry], Any]:
+    """The runner that the config names, else the best that is installed."""
+    config, host = job.config, job.host
+    if config.runner is not None:
+        runner = host.runner(config.runner)
+    else:
+        installed = {one.entry.name: one for one in host.entries("runner")}
+        name = next((name for name in _PREFERRED_RUNNERS if name in installed), None)
+        runner = host.runner(name or _PREFERRED_RUNNERS[0])
+        if name != _PREFERRED_RUNNERS[0]:
+            job.report.warnings.append(
+                f"runner '{runner.entry.name}' is used, which is slow; "
+                "pip install ptq-runner-onnxruntime"
+            )
+    options, _ = validate_options(
+        runner.entry.options, "runner", runner.entry.name, config, aliases=runner.entry.aliases
+    )
+    job.used.append(("runner", runner.entry.name))
+    return runner, options
+
+
+def find_methods(job: Job) -> dict[str, Method]:
+    """The calibrators that the plan names, with their options."""
+    methods = {}
+    names = {tensor.method for tensor in job.report.plan.watched().values()}
+    for name in sorted(name for name in names if name is not None):
+        full = job.config.full
+        asked = full.activation_quant_method if full is not None else MAX_MIN
+        entry = job.host.calibrator(asked if name != MAX_MIN else MAX_MIN)
+        options, _ = validate_options(
+            entry.entry.options,
+            "calibrator",
+            entry.entry.name,
+            job.config,
+            aliases=entry.entry.aliases,
+        )
+        job.used.append(("calibrator", entry.entry.name))
+        methods[name] = Method(entry=entry, options=options)
+    return methods
