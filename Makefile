@@ -27,7 +27,7 @@ test-floors:
 	test -x .venv-floors/bin/python || $(PY) -m venv --without-pip .venv-floors
 	$(PY) -m pip --python .venv-floors/bin/python install -q "pip>=25.1"
 	.venv-floors/bin/python -m pip install -q -c constraints/floors.txt $(addprefix -e ,$(DISTS)) --group dev
-	.venv-floors/bin/python -m pytest -q -n auto
+	.venv-floors/bin/python -m pytest -q -n auto -W ignore  # old libraries warn of each other
 
 wheels: setup
 	for dist in $(DISTS); do $(BIN)/python -m pip wheel -q --no-deps -w dist $$dist; done

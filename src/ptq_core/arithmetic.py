@@ -161,7 +161,8 @@ def quantize(values: NDArray[Any], params: QParams) -> NDArray[Any]:
     for start in range(0, len(values) if values.ndim else 1, rows):
         piece = slice(start, start + rows) if values.ndim else ()
         own = piece if params.axis == 0 else ()
-        exact = round_half_away(values[piece] / scale[own] + zero_point[own])
+        quotient = np.divide(values[piece], scale[own], dtype=np.float64)
+        exact = round_half_away(quotient + zero_point[own])
         codes[piece] = np.clip(exact, scheme.qmin, scheme.qmax)
     return codes
 

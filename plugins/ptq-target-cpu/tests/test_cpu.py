@@ -436,7 +436,9 @@ WRONG = "AveragePool ceil, padded, counted"  # onnxruntime's integer kernel divi
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.xfail(reason="a defect of onnxruntime"))
+        pytest.param(
+            name, marks=pytest.mark.xfail(reason="a defect of onnxruntime 1.32", strict=False)
+        )
         if name == WRONG
         else name
         for name in BETWEEN
