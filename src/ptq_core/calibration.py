@@ -217,12 +217,12 @@ class _Session:
         self._record = runner.record
         self._outputs = list(outputs)
         self._bytes: dict[str, int] = {}
+        self._row_bytes = 0
         self._open()
 
     def _open(self) -> None:
         self._buffers: list[dict[str, NDArray[Any]] | None] = [None, None]
         self._shapes: list[Any] = [None, None]
-        self._row_bytes = 0
         self._runner: Runner | None = None
         if self._outputs:
             with (
@@ -257,7 +257,9 @@ class _Session:
             raise PluginError(f"{self._record} did not return '{missing[0]}'")
         self._buffers[slot], self._shapes[slot] = results, shapes
         self._bytes = {name: array.nbytes for name, array in results.items()}
-        self._row_bytes = sum(self._bytes.values()) // max(1, batch.rows)
+        # never less than at first: what the runtime keeps inside does not shrink with the outputs
+        row_bytes = sum(self._bytes.values()) // max(1, batch.rows)
+        self._row_bytes = max(self._row_bytes, row_bytes)
         return {**results, **batch.feeds}
 
 

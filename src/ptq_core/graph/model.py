@@ -120,7 +120,10 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy = model.clone()
     values = {value.name: value for node in copy.graph for value in node.outputs}
     copy.graph.outputs.clear()
-    copy.graph.outputs.extend(values[name] for name in names if name in values)
+    for name in names:
+        if name in values:
+            values[name].dtype = values[name].dtype or ir.DataType.FLOAT
+            copy.graph.outputs.append(values[name])
     return copy
 
 

@@ -68,4 +68,6 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _WARNINGS_OFF
+    # threads that spin while they wait take the cores from those that read and take statistics
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
