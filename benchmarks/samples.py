@@ -17,8 +17,10 @@ Shapes = Mapping[str, Sequence[int | str | None]]
 
 def folders(data: Mapping[str, Any]) -> dict[str, Path]:
     """The folder of each input."""
-    pairs = (part.split(":", 1) for part in data["calibrate_path"].split(","))
-    return {name: Path(folder) for name, folder in pairs}
+    given = data["calibrate_path"]
+    if isinstance(given, str):
+        given = dict(part.split(":", 1) for part in given.split(","))
+    return {name: Path(folder) for name, folder in given.items()}
 
 
 def names(data: Mapping[str, Any]) -> list[str]:

@@ -157,6 +157,20 @@ def test_the_result_is_valid_close_and_runs_in_integers(
     assert_optimized_alike(result, DEEP)
 
 
+def test_inner_tensors_have_no_shapes_and_the_ends_keep_theirs(cpu: TargetSpec) -> None:
+    made = tiny.residual()
+    graph = onnx.load_from_string(quantized(made, cpu).content).graph
+    assert not graph.value_info
+    for before, after in (
+        *zip(made.graph.input, graph.input, strict=True),
+        *zip(made.graph.output, graph.output, strict=True),
+    ):
+        assert (before.name, before.type.tensor_type.shape) == (
+            after.name,
+            after.type.tensor_type.shape,
+        )
+
+
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_parameters_of_a_tensor_have_rank_0_and_of_channels_rank_1(
     name: str, cpu: TargetSpec
