@@ -407,7 +407,7 @@ def test_corrupt_picture(ptq, out, pictures):
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["samples"] == 11
-    assert any("2 samples skipped" in text and bad.name in text for text in found["warnings"])
+    assert any("samples skipped: 2" in text and bad.name in text for text in found["warnings"])
 
 
 def test_wrong_bin_size(ptq, out, tmp_path):

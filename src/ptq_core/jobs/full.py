@@ -142,7 +142,7 @@ def full_quant(
     report.warnings += samples.warnings
     if samples.skipped:
         report.warnings.append(
-            f"{len(samples.skipped)} samples skipped: " + "; ".join(samples.skipped[:3])
+            f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
         )
     return report
 
