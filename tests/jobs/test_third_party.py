@@ -142,6 +142,17 @@ def test_its_options_change_the_result(site: Any, tmp_path: Path) -> None:
     assert scales[1] == pytest.approx(2 * scales[0], rel=1e-5)
 
 
+def test_a_qualified_name_is_one_plugin_s_even_for_max_min(site: Any, tmp_path: Path) -> None:
+    """Graph inputs and outputs take MAX_MIN, too: from the plugin that the user named."""
+    site.install("ptq-rival", CALIBRATOR.replace("MEAN_MAX", "MAX_MIN"))
+    for plugin in ("ptq-rival", "ptq-calibrator-max-min"):
+        output = tmp_path / f"{plugin}.onnx"
+        _quantize(site, _config(tmp_path, f"activation_quant_method = {plugin}:MAX_MIN"), output)
+        made_by = {prop.key: prop.value for prop in onnx.load(output).metadata_props}
+        used = [name for name in ("rival", "max-min") if name in made_by["ptq.plugins"]]
+        assert used == [plugin.removeprefix("ptq-").removeprefix("calibrator-")]
+
+
 def _scale(path: Path, near: str) -> float:
     """The scale of the first activation whose name begins so."""
     for tensor in onnx.load(path).graph.initializer:

@@ -76,15 +76,7 @@ def find_samples(job: Job, data: Iterable[Any] | None) -> Samples:
     config, reader = job.config, job.reader
     if reader is None or config.data is None:
         return samples_from_arrays(() if data is None else data, job.inputs)
-    options, warnings = validate_options(
-        reader.entry.options,
-        "preprocessor",
-        reader.entry.name,
-        config,
-        aliases=reader.entry.aliases,
-    )
-    job.used.append(("preprocessor", reader.entry.name))
-    job.report.warnings += map(str, warnings)
+    options = _options(job, "preprocessor", reader)
     folders = {}
     for name, text in config.data.calibrate_path.items():
         folders[name], note = resolve_path(config, text)
@@ -124,28 +116,28 @@ def find_runner(job: Job) -> tuple[Registered[RunnerEntry], Any]:
                 f"runner '{runner.entry.name}' is used, which is slow; "
                 "pip install ptq-runner-onnxruntime"
             )
-    options, _ = validate_options(
-        runner.entry.options, "runner", runner.entry.name, config, aliases=runner.entry.aliases
-    )
-    job.used.append(("runner", runner.entry.name))
-    return runner, options
+    return runner, _options(job, "runner", runner)
 
 
 def find_methods(job: Job) -> dict[str, Method]:
     """The calibrators that the plan names, with their options."""
-    methods = {}
+    full = job.config.full
+    asked = job.host.calibrator(full.activation_quant_method if full is not None else MAX_MIN)
     names = {tensor.method for tensor in job.report.plan.watched().values()}
+    methods = {}
     for name in sorted(name for name in names if name is not None):
-        full = job.config.full
-        asked = full.activation_quant_method if full is not None else MAX_MIN
-        entry = job.host.calibrator(asked if name != MAX_MIN else MAX_MIN)
-        options, _ = validate_options(
-            entry.entry.options,
-            "calibrator",
-            entry.entry.name,
-            job.config,
-            aliases=entry.entry.aliases,
-        )
-        job.used.append(("calibrator", entry.entry.name))
-        methods[name] = Method(entry=entry, options=options)
+        # the one asked for may be qualified by its plugin, which the bare name would lose
+        entry = asked if name == asked.entry.name else job.host.calibrator(name)
+        methods[name] = Method(entry=entry, options=_options(job, "calibrator", entry))
     return methods
+
+
+def _options(job: Job, kind: str, chosen: Registered[Any]) -> Any:
+    """The options that the config gives an entry; the job remembers that it uses the entry."""
+    entry = chosen.entry
+    options, warnings = validate_options(
+        entry.options, kind, entry.name, job.config, aliases=entry.aliases
+    )
+    job.used.append((kind, entry.name))
+    job.report.warnings += map(str, warnings)
+    return options

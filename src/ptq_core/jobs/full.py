@@ -101,7 +101,7 @@ def full_quant(
     samples = find_samples(job, data)
     runner, runner_options = find_runner(job)
     methods = find_methods(job)
-    _warn_unused(job)
+    report.warnings += map(str, unused_options(config, job.used))
 
     with job.stage("calibrate"):
         found, probes = _calibrate(job, samples, methods, runner, runner_options)
@@ -171,10 +171,6 @@ def tensor_parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QPar
         else:
             parameters[name] = range_parameters(ranges[name], tensor.scheme, tensor.bounds)
     return parameters
-
-
-def _warn_unused(job: Job) -> None:
-    job.report.warnings += map(str, unused_options(job.config, job.used))
 
 
 def _calibrate(
