@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ptq_core.arithmetic import cosine
+from ptq_core.arithmetic import cosine, sqnr
 from ptq_core.errors import PtqError
 from ptq_core.planning import Plan
 from ptq_core.plugins import Registered, blame
@@ -118,14 +118,14 @@ def verify(
 
 def _check(name: str, pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> OutputCheck:
     cosines = [cosine(wanted, found) for wanted, found in pairs]
-    signal = sum(float(np.square(wanted, dtype=np.float64).sum()) for wanted, _ in pairs)
-    noise = sum(
-        float(np.square(wanted - found.astype(np.float64), dtype=np.float64).sum())
-        for wanted, found in pairs
+    wanted, found = (
+        np.concatenate([one.ravel() for one in side]) for side in zip(*pairs, strict=True)
     )
-    ratio = float("inf") if noise == 0.0 else 10.0 * float(np.log10(max(signal, 1e-300) / noise))
     return OutputCheck(
-        name=name, cosine=float(np.mean(cosines)), worst_cosine=min(cosines), sqnr=ratio
+        name=name,
+        cosine=float(np.mean(cosines)),
+        worst_cosine=min(cosines),
+        sqnr=sqnr(wanted, found),
     )
 
 

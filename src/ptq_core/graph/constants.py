@@ -55,15 +55,9 @@ def fold_constants(prepared: Prepared) -> bool:
         if results is None:
             continue
         for output, array in zip(node.outputs, results, strict=False):
-            value = ir.Value(
-                name=output.name,
-                const_value=ir.tensor(array, name=output.name),
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            )
-            output.replace_all_uses_with(value)
-            output.name = f"{output.name}_folded"
-            graph.register_initializer(value)
+            name = output.name or ""
+            output.name = f"{name}_folded"
+            output.replace_all_uses_with(new_constant(graph, name, array))
         graph.remove(node, safe=True)
         prepared.removed[node.name or ""] = "computes with constants only; its result is stored"
         folded = True

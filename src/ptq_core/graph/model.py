@@ -49,26 +49,32 @@ def load_model(path: Path) -> ir.Model:
             location=where,
             hint=_guess(path),
         )
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).exists():
-            raise ModelError(
-                f"its external data file '{tensor.path}' is missing",
-                location=Location(file=str(path), tensor=value.name),
-                hint="keep the file with the weights beside the model",
-            )
-        if isinstance(tensor, ir.ExternalTensor):
-            end = (tensor.offset or 0) + tensor.nbytes
-            found = Path(tensor.path).stat().st_size
-            if found < end:
-                raise ModelError(
-                    f"its external data file '{tensor.path}' was cut short: it has {found} bytes, "
-                    f"at least {end} are needed",
-                    location=Location(file=str(path), tensor=value.name),
-                    hint="copy the file with the weights again",
-                )
+    _check_external_data(model, path)
     refuse_quantized(model, str(path))
     return model
+
+
+def _check_external_data(model: ir.Model, path: Path) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        where = Location(file=str(path), tensor=value.name)
+        data = Path(tensor.path)
+        if not data.exists():
+            raise ModelError(
+                f"its external data file '{data}' is missing",
+                location=where,
+                hint="keep the file with the weights beside the model",
+            )
+        end, found = (tensor.offset or 0) + tensor.nbytes, data.stat().st_size
+        if found < end:
+            raise ModelError(
+                f"its external data file '{data}' was cut short: it has {found} bytes, "
+                f"at least {end} are needed",
+                location=where,
+                hint="copy the file with the weights again",
+            )
 
 
 def refuse_quantized(model: ir.Model, file: str | None = None) -> None:

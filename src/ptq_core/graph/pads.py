@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from ptq_core.graph.constants import new_constant
 from ptq_core.graph.operators import attribute, constant, dimensions, is_float, key, label, rank
-from ptq_core.graph.prepared import Prepared, only_consumer, replace_node
+from ptq_core.graph.prepared import Prepared, only_consumer, swap_node
 
 
 def merge_pads(prepared: Prepared, node: ir.Node) -> None:
@@ -89,9 +89,7 @@ def channel_pad_to_convolution(prepared: Prepared, node: ir.Node) -> None:
     copies[pads[1] + np.arange(channels), np.arange(channels)] = 1.0
     weight = new_constant(graph, f"{output.name}_copies", copies)
     convolution = ir.node("Conv", [source, weight], {"strides": strides}, name=node.name)
-    graph.insert_before(node, convolution)
-    replace_node(prepared, node, convolution.outputs[0], "")
-    prepared.removed.pop(label(convolution), None)
+    swap_node(prepared, node, convolution)
     if sliced:
         prepared.merged[key(convolution)] = tuple(label(before) for before in sliced)
 

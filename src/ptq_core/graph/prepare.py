@@ -28,7 +28,7 @@ from ptq_core.graph.operators import (
 )
 from ptq_core.graph.opset import raise_opset
 from ptq_core.graph.pads import channel_pad_to_convolution, merge_pads
-from ptq_core.graph.prepared import Prepared, merge_into, only_consumer, replace_node
+from ptq_core.graph.prepared import Prepared, merge_into, only_consumer, replace_node, swap_node
 
 
 def prepare(model: ir.Model, minimum_opset: int) -> Prepared:
@@ -179,13 +179,10 @@ def _mean_to_pool(prepared: Prepared, node: ir.Node) -> None:
     graph, output = prepared.model.graph, node.outputs[0]
     keep = bool(attribute(node, "keepdims", 1))
     pool = ir.node("GlobalAveragePool", [source], name=node.name)
-    graph.insert_before(node, pool)
     if keep:
-        replace_node(prepared, node, pool.outputs[0], "")
-    else:
-        pool.outputs[0].name = f"{output.name}_pooled"
-        axes_value = new_constant(graph, f"{output.name}_axes", np.array([2, 3], np.int64))
-        squeeze = ir.node("Squeeze", [pool.outputs[0], axes_value])
-        graph.insert_before(node, squeeze)
-        replace_node(prepared, node, squeeze.outputs[0], "")
-    prepared.removed.pop(label(pool), None)
+        swap_node(prepared, node, pool)
+        return
+    graph.insert_before(node, pool)
+    pool.outputs[0].name = f"{output.name}_pooled"
+    axes_value = new_constant(graph, f"{output.name}_axes", np.array([2, 3], np.int64))
+    swap_node(prepared, node, ir.node("Squeeze", [pool.outputs[0], axes_value]))

@@ -45,6 +45,13 @@ def replace_node(prepared: Prepared, node: ir.Node, value: ir.Value, why: str) -
         _rename_key(prepared, renamed_from, name)
 
 
+def swap_node(prepared: Prepared, node: ir.Node, new: ir.Node) -> None:
+    """Put a node that computes the same in the place of another, whose name it answers to."""
+    prepared.model.graph.insert_before(node, new)
+    replace_node(prepared, node, new.outputs[0], "")
+    prepared.removed.pop(label(node), None)
+
+
 def _rename_key(prepared: Prepared, old: str | None, new: str | None) -> None:
     if old in prepared.merged and new is not None and old is not None:
         prepared.merged[new] = prepared.merged.pop(old)

@@ -87,7 +87,7 @@ def _why_weights_float(node: ir.Node) -> str | None:
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs that carry activations: the first, or all where operands are alike."""
-    if node.op_type in ("Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum"):
+    if node.op_type in ops.ALIKE_OPERANDS:
         values = list(node.inputs)
     elif node.op_type == "Where":
         values = list(node.inputs[1:])

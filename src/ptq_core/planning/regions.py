@@ -153,6 +153,4 @@ def weight_plans(draft: Draft, target: TargetSpec, *, per_channel: bool) -> Iter
 
 def _is_operand(node: ir.Node, position: int) -> bool:
     """Whether a constant input is a number to compute with, not an axis or a shape."""
-    return node.op_type in ("Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum") or (
-        node.op_type == "Where" and position > 0
-    )
+    return node.op_type in ops.ALIKE_OPERANDS or (node.op_type == "Where" and position > 0)

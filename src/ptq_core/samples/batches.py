@@ -66,8 +66,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Length of axis 0, repetitions included."""
-        first = next(iter(self.feeds.values()))
-        return int(first.shape[0]) if first.ndim else 1
+        return _rows(self.feeds)
 
 
 def batches(source: Iterator[Sample], size: Callable[[], int]) -> Iterator[Batch]:
@@ -89,10 +88,10 @@ def fixed_batches(source: Iterator[Sample], rows: int) -> Iterator[Batch]:
     """Groups of exactly ``rows`` for a model whose batch is fixed."""
     waiting: list[Sample] = []
     for sample in source:
-        whole = not waiting and _rows(sample) == rows
+        whole = not waiting and _rows(sample.feeds) == rows
         for one in [sample] if whole else _single_rows(sample):
             waiting.append(one)
-            if sum(map(_rows, waiting)) >= rows:
+            if sum(_rows(one.feeds) for one in waiting) >= rows:
                 yield _batch(waiting, rows)
                 waiting = []
     if waiting:
@@ -108,12 +107,13 @@ def _single_rows(sample: Sample) -> list[Sample]:
                 for name, array in sample.feeds.items()
             },
         )
-        for i in range(_rows(sample))
+        for i in range(_rows(sample.feeds))
     ]
 
 
-def _rows(sample: Sample) -> int:
-    first = next(iter(sample.feeds.values()))
+def _rows(feeds: Feeds) -> int:
+    """Length of axis 0, by the first input."""
+    first = next(iter(feeds.values()))
     return int(first.shape[0]) if first.ndim else 1
 
 
@@ -122,7 +122,7 @@ def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
 
 
 def _batch(samples: list[Sample], fixed: int | None) -> Batch:
-    rows = sum(_rows(sample) for sample in samples)
+    rows = sum(_rows(sample.feeds) for sample in samples)
     padded = samples + samples[-1:] * max(0, (fixed or rows) - rows)
     if len(padded) == 1:
         feeds = padded[0].feeds
