@@ -247,7 +247,7 @@ def test_alias_of_one_and_name_of_another_are_ambiguous():
         (
             "KL",
             "there are: first, RemovalOutlier, ptq-one:Same, ptq_two:SAME; "
-            "KL is not available in this version",
+            "pip install ptq-calibrator-kl (or ptq-core[all])",
         ),
     ],
 )
@@ -262,7 +262,12 @@ def test_unknown_name_is_told_what_there_is(host, name, hint):
 @pytest.mark.parametrize(
     ("kind", "name", "distribution"),
     [
+        ("calibrator", "KL", "ptq-calibrator-kl"),
         ("calibrator", "MAX_MIN", "ptq-calibrator-max-min"),
+        ("calibrator", "mse", "ptq-calibrator-mse"),
+        ("calibrator", "Percentile", "ptq-calibrator-percentile"),
+        ("calibrator", "RemovalOutlier", "ptq-calibrator-removal-outlier"),
+        ("calibrator", "REMOVAL_OUTLIER", "ptq-calibrator-removal-outlier"),
         ("preprocessor", "IMAGE", "ptq-preprocess-image"),
         ("runner", "onnxruntime", "ptq-runner-onnxruntime"),
         ("target", "CPU", "ptq-target-cpu"),
@@ -280,9 +285,6 @@ def test_known_names_say_what_to_install(kind, name, distribution):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("calibrator", "kl"),
-        ("calibrator", "RemovalOutlier"),
-        ("calibrator", "REMOVAL_OUTLIER"),
         ("target", "NVGPU"),
         ("target", "DSP"),
         ("target", "ascend"),

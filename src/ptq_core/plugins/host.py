@@ -31,6 +31,8 @@ from ptq_core.types import (
 _KNOWN: Mapping[tuple[Kind, str], str] = {
     ("calibrator", "kl"): "ptq-calibrator-kl",
     ("calibrator", "max_min"): "ptq-calibrator-max-min",
+    ("calibrator", "mse"): "ptq-calibrator-mse",
+    ("calibrator", "percentile"): "ptq-calibrator-percentile",
     ("calibrator", "removaloutlier"): "ptq-calibrator-removal-outlier",
     ("calibrator", "removal_outlier"): "ptq-calibrator-removal-outlier",
     ("preprocessor", "image"): "ptq-preprocess-image",
@@ -44,8 +46,6 @@ _KNOWN: Mapping[tuple[Kind, str], str] = {
 # Those that the guide names and this version does not have yet.
 _LATER = frozenset(
     {
-        "ptq-calibrator-kl",
-        "ptq-calibrator-removal-outlier",
         "ptq-target-ascend",
         "ptq-target-dsp",
         "ptq-target-nvgpu",
