@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptq_core.python import quantize
+    from ptq_core.python import calibrate, quantize
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "quantize"]
+__all__ = ["__version__", "calibrate", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
     # onnx and numpy come with the first use, so that `ptq --help` need not wait for them
-    if name == "quantize":
-        from ptq_core.python import quantize
+    if name in ("calibrate", "quantize"):
+        from ptq_core import python
 
-        return quantize
+        return getattr(python, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

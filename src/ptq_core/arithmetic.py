@@ -36,6 +36,17 @@ class QParams:
     axis: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Correction:
+    """What a layer's result lacks in integers, for each output channel.
+
+    ``float result ~ gain * quantized result + offset``, before an activation.
+    """
+
+    gain: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+
 def round_half_away(values: ArrayLike) -> NDArray[np.float64]:
     """Nearest integers, halves away from zero: 0.5 -> 1, -2.5 -> -3.
 

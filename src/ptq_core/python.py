@@ -1,4 +1,4 @@
-"""The Python front-end: one function."""
+"""The Python front-end: ``quantize``, and ``calibrate`` to compare methods beforehand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptq_core.calibration_table import CalibrationTable
 from ptq_core.config import Config, config_from_values, load_config
-from ptq_core.jobs import Report, Settings, run
+from ptq_core.errors import InputError
+from ptq_core.jobs import CalibrationReport, Report, Settings, calibration_job, run
 from ptq_core.plugins import PluginHost, discover
 from ptq_core.types import Event
 
@@ -18,6 +20,7 @@ def quantize(
     *,
     config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
     data: Iterable[Any] | None = None,
+    calibration: str | Path | CalibrationTable | None = None,
     target: str | None = None,
     method: str = "MAX_MIN",
     per_channel: bool = True,
@@ -37,6 +40,7 @@ def quantize(
         config: a config file, or its sections as dicts.
         data: any iterable of arrays (one input) or dicts of arrays (by input name), preprocessed
             as the model takes them; a data loader works.
+        calibration: a table of :func:`calibrate` or its file, instead of any samples.
         target: the device, CPU by default.
         method: the calibrator of activations.
         per_channel: one weight scale per output channel.
@@ -49,14 +53,69 @@ def quantize(
         InputError: the model, the data or the config cannot be used; nothing was written.
         PluginError: a plugin failed; nothing was written.
     """
+    if data is not None and calibration is not None:
+        raise InputError("data and calibration: the ranges come from the one or from the other")
     path = Path(model)
     destination = Path(output) if output is not None else default_output(path)
+    has_data = data is not None or calibration is not None
     return run(
         path,
         destination,
-        _config(config, data, target, method, per_channel, skip),
+        _config(config, has_data, target, method, per_channel, skip),
         host or discover(),
         data=data,
+        calibration=Path(calibration) if isinstance(calibration, str) else calibration,
+        settings=settings,
+        emit=progress,
+    )
+
+
+def calibrate(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    methods: Sequence[str] = (),
+    tensorrt: str | Path | None = None,
+    config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
+    data: Iterable[Any] | None = None,
+    target: str | None = None,
+    per_channel: bool = True,
+    skip: Sequence[str] = (),
+    settings: Settings | None = None,
+    host: PluginHost | None = None,
+    progress: Callable[[Event], None] | None = None,
+) -> CalibrationReport:
+    """Find ranges by one or more methods in one pass, and see what each is worth.
+
+    The report's ``table`` can be given to :func:`quantize`.
+
+    Args:
+        model: the ONNX file.
+        output: a file for the table; by default it is not written.
+        methods: the calibrators; the config's, or MAX_MIN, by default.
+        tensorrt: a file for the first method's ranges as TensorRT's calibration cache.
+        config: see :func:`quantize`, as all that follow.
+        data: samples.
+        target: the device.
+        per_channel: one weight scale per output channel.
+        skip: nodes that stay float.
+        settings: strictness, shapes.
+        host: plugins.
+        progress: called with an :class:`~ptq_core.types.Event` for every step.
+
+    Raises:
+        InputError: the model, the data, the config or a method cannot be used; nothing was
+            written.
+        PluginError: a plugin failed; nothing was written.
+    """
+    return calibration_job(
+        Path(model),
+        _config(config, data is not None, target, "MAX_MIN", per_channel, skip),
+        host or discover(),
+        methods=methods,
+        data=data,
+        output=None if output is None else Path(output),
+        tensorrt=None if tensorrt is None else Path(tensorrt),
         settings=settings,
         emit=progress,
     )
@@ -67,15 +126,19 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{model.stem}_int8.onnx")
 
 
+def default_table(model: Path) -> Path:
+    """Where the command line puts a calibration table if nobody says: beside the model."""
+    return model.with_name(f"{model.stem}_calibration.json")
+
+
 def _config(
     given: str | Path | Mapping[str, Mapping[str, Any]] | None,
-    data: Iterable[Any] | None,
+    has_data: bool,
     target: str | None,
     method: str,
     per_channel: bool,
     skip: Sequence[str],
 ) -> Config:
-    has_data = data is not None
     if isinstance(given, str | Path):
         return load_config(Path(given), has_data=has_data, target=target)
     if given is not None:

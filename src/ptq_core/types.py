@@ -101,12 +101,20 @@ class Calibrator(Protocol):
     not depend on the order of the samples nor on how they are split over calibrators that are
     merged afterwards.
 
-    One method is optional: ``settled() -> bool``, True once nothing that it could still see would
-    change its result; then the tensor is no longer fetched from the runtime, which saves time.
+    Two methods are optional. ``settled() -> bool``: True once nothing that it could still see would
+    change its result; then it is shown no more, and a tensor of which all calibrators have settled
+    is no longer fetched from the runtime, which saves time. ``note() -> str | None``: asked once,
+    after the last pass, for a sentence that the user should know, such as that an option had no
+    effect on this tensor; the report tells equal notes once, with the tensors.
+
+    Only a calibrator whose ``end_pass`` has just asked for another pass sees the values again.
     """
 
     def observe(self, values: FloatArray, /) -> None:
-        """Take in the tensor's values for one sample (read-only, finite, any shape)."""
+        """Take in the tensor's values for one sample (read-only, finite, any shape).
+
+        Different tensors' calibrators are called from different threads, one's own never at once.
+        """
 
     def end_pass(self) -> bool:
         """Called when every sample was seen once; True asks for another pass over the same."""
@@ -129,6 +137,8 @@ class CalibratorEntry:
         options: frozen dataclass; its fields are the keys of ``[calibrator.NAME]``.
         aliases: other spellings of the name.
         batched: ``observe`` gives the same result for a batch as for its samples one by one.
+        checks_finite: ``observe`` raises FloatingPointError where a value is NaN or infinite; core
+            does not look for those then, which saves a pass over the values.
     """
 
     name: str
@@ -137,6 +147,7 @@ class CalibratorEntry:
     options: type = NoOptions
     aliases: tuple[str, ...] = ()
     batched: bool = False
+    checks_finite: bool = False
 
 
 # ------------------------------------------------------------------------------ preprocessors
@@ -368,7 +379,8 @@ class Event:
     """Something that happened in a running job.
 
     Attributes:
-        stage: ``prepare``, ``plan``, ``calibrate``, ``emit``, ``verify`` or ``save``.
+        stage: ``prepare``, ``plan``, ``load``, ``calibrate``, ``correct``, ``emit``, ``verify`` or
+            ``save``.
         kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.

@@ -21,7 +21,8 @@ from ptq_core.types import Runner, RunnerEntry
 
 # Operators that compute with integers and may still give a float result, by parts of their names.
 _INTEGER_KERNELS = (
-    "QLinear", "QGemm", "Integer", "QAttention", "QuantizeLinear", "DequantizeLinear"
+    "QLinear", "QGemm", "Integer", "QAttention", "QuantizeLinear", "DequantizeLinear",
+    "Reshape",  # computes nothing; onnxruntime puts it around a QGemm with more than two axes
 )  # fmt: skip
 
 
@@ -143,8 +144,12 @@ def _executed(
     by_output |= {
         name: by_output.get(name, name) for name, tensor in plan.tensors.items() if tensor.produced
     }
-    # emission calls an output's float value so; the output itself is the dequantized one
-    by_output |= {f"{output}_float": name for output, name in by_output.items()}
+    # emission calls an output's float value so, the output being what comes behind
+    made = {output for node in graph.node for output in node.output}
+    by_output = {
+        f"{output}_float" if f"{output}_float" in made else output: name
+        for output, name in by_output.items()
+    }
     unexpected = [
         by_output[output]
         for node in graph.node

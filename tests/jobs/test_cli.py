@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -179,7 +180,7 @@ def test_json_is_one_object_and_tells_all(ptq, out, pictures):
     assert found["bytes_before"] == MODEL.stat().st_size
     assert found["bytes_after"] == out.stat().st_size
     assert found["samples"] == 12
-    stages = {"prepare", "plan", "calibrate", "emit", "verify", "save"}
+    stages = {"prepare", "plan", "calibrate", "correct", "emit", "verify", "save"}
     assert set(found["seconds"]) == stages | {"total"}
     assert found["seconds"]["total"] == pytest.approx(
         sum(found["seconds"][stage] for stage in stages)
@@ -719,3 +720,108 @@ def test_glog_gives_info_logs(tmp_path):
 
     assert process.returncode == 0, err
     assert "ptq: calibrate" in err
+
+
+# ----------------------------------------------------------------------- calibrate, and its table
+
+
+def calibrated(ptq, data: Path, table: Path, *more: object) -> Done:
+    return ptq("calibrate", MODEL, "--data", data, *PICTURES, "-o", table, *more)
+
+
+def test_calibrate_shows_every_tensor_and_writes_a_table(ptq, pictures, tmp_path):
+    table = tmp_path / "table.json"
+    done = calibrated(ptq, pictures, table, "--method", "max_min")
+
+    assert done.code == 0, done.err
+    lines = [line.split() for line in done.out.splitlines()]
+    assert ["tensor", "low", "high", "dB"] in lines
+    (row,) = [line for line in lines if line[:1] == ["block1/add"]]
+    assert float(row[1]) < 0 < float(row[2])
+    assert float(row[3]) > 20
+    first, last = (str(path) for path in (min(pictures.iterdir()), max(pictures.iterdir())))
+    assert f"calibrated on 12 samples, from {first} to {last}" in done.out
+    assert "MAX_MIN: output logits: cosine 0.99" in done.out
+    assert f"wrote {table}\n" in done.out
+    found = json.loads(table.read_text(encoding="utf-8"))
+    assert list(found["methods"]) == ["MAX_MIN"]
+    assert found["data"]["samples"] == 12
+
+
+def test_the_command_that_calibrate_names_quantizes(ptq, out, tmp_path):
+    table = tmp_path / "table.json"
+    config = write_config(tmp_path / "c.cfg", write_npy(tmp_path / "data"))
+    shown = ptq("calibrate", MODEL, "-c", config, "-o", table)
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("to go on: ptq ")]
+    words = shlex.split(line.removeprefix("to go on: ptq "))
+
+    done = ptq(*words, "-o", out)
+
+    assert words == ["quantize", str(MODEL), "-c", str(config), "--calibration", str(table),
+                     "--method", "MAX_MIN"]  # fmt: skip
+    assert done.code == 0, done.err
+    assert is_integer(out)
+    assert "measuring activations" not in done.out
+    assert "not compared with the float model: there were no samples" in done.out
+    assert f"note: the ranges of MAX_MIN are those of {table}, from 3 samples" in done.out
+
+
+def test_calibrate_in_json(ptq, pictures, tmp_path):
+    table = tmp_path / "table.json"
+    done = calibrated(ptq, pictures, table, "--json", "--tensorrt", tmp_path / "cache")
+
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["files"] == [str(table), str(tmp_path / "cache")]
+    assert found["best"] == "MAX_MIN"
+    assert found["samples"] == 12
+    method = found["methods"]["MAX_MIN"]
+    assert {one["name"] for one in method["tensors"]} >= {"image", "block1/add"}
+    assert all(one["low"] <= one["high"] and one["sqnr"] > 20 for one in method["tensors"])
+    assert method["verification"]["outputs"][0]["cosine"] > 0.99
+    assert "[data_preprocess_param]" in found["config"]
+
+
+def test_the_table_lies_beside_the_model_by_default(ptq, pictures, tmp_path):
+    model = shutil.copy(MODEL, tmp_path / "net.onnx")
+
+    assert ptq("calibrate", model, "--data", pictures, *PICTURES).code == 0
+    assert (tmp_path / "net_calibration.json").is_file()
+
+
+def test_a_table_and_data_contradict(ptq, out, pictures, tmp_path):
+    table = tmp_path / "table.json"
+    assert calibrated(ptq, pictures, table).code == 0
+
+    done = ptq("quantize", MODEL, "--calibration", table, "--data", pictures, *PICTURES)
+    assert done.code == 2
+    assert "--data, --mean, --std, --resize and --calibration" in done.err
+
+    done = ptq("quantize", MODEL, "--calibration", table, "-o", out, "--min-cosine", "0.9")
+    assert done.code == 2
+    assert "a quality gate needs samples" in done.err
+    assert nothing_written(out)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 1, "methods": {}}', "PK\x03"])
+def test_what_is_no_table(ptq, out, tmp_path, content):
+    table = tmp_path / "table.json"
+    table.write_text(content, encoding="utf-8")
+
+    done = ptq("quantize", MODEL, "--calibration", table, "-o", out)
+
+    assert done.code == 2
+    assert f"error PTQ001: {table}: " in done.err
+    assert nothing_written(out)
+
+
+def test_calibrate_needs_data_and_known_methods(ptq, pictures, tmp_path):
+    done = ptq("calibrate", MODEL)
+    assert done.code == 2
+    assert "there is no data to calibrate with" in done.err
+
+    done = calibrated(ptq, pictures, MODEL, "--method", "NO", "--method", "MAX_MIM")
+    assert done.code == 2
+    assert "3 problems" in done.err
+    assert "the output is the model itself" in done.err
+    assert "did you mean 'MAX_MIN'?" in done.err

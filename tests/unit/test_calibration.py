@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq_core.arithmetic import QParams
-from ptq_core.calibration import Calibration, Method, calibrate
+from ptq_core.calibration import Calibration, Method, Watch, calibrate, observe, open_session
 from ptq_core.errors import DataError, PluginError
 from ptq_core.graph.model import serialize, with_outputs
 from ptq_core.graph.prepare import prepare
@@ -61,7 +61,7 @@ class MinMax:
         return self.ended < self.passes
 
     def merge(self, other: MinMax, /) -> None:
-        raise AssertionError("not called here")
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def result(self) -> Range:
         return Range(low=float(self.low), high=float(self.high))
@@ -79,9 +79,9 @@ class Kept:
         return self.made[tensor.name]
 
 
-def watch(*names: str) -> dict[str, TensorPlan]:
+def watch(*names: str, method: str = "MINE") -> dict[str, TensorPlan]:
     return {
-        name: TensorPlan(name=name, source=name, scheme=QScheme(), method="MINE", produced=True)
+        name: TensorPlan(name=name, source=name, scheme=QScheme(), method=method, produced=True)
         for name in names
     }
 
@@ -94,12 +94,25 @@ def ran(
     runner: Registered[RunnerEntry],
     events: list[Event] | None = None,
 ) -> Calibration:
+    return ran_all(made, {"MINE": watch(*names)}, data, {"MINE": method}, runner, events)
+
+
+def ran_all(
+    made: onnx.ModelProto,
+    watched: Mapping[str, Mapping[str, TensorPlan]],
+    data: Any,
+    methods: Mapping[str, Method],
+    runner: Registered[RunnerEntry],
+    events: list[Event] | None = None,
+) -> Calibration:
     model = prepare(ir.from_proto(made), 13).model
     inputs = model_inputs(model)
     samples = data if isinstance(data, Samples) else samples_from_arrays(data, inputs)
     emit = (events if events is not None else []).append
     options = discover().runner("onnxruntime").entry.options()
-    return calibrate(model, watch(*names), samples, inputs, {"MINE": method}, runner, options, emit)
+    watch_all = Watch(watched, methods)
+    session = open_session(watch_all, model, inputs, runner, options)
+    return calibrate(watch_all, session, samples, emit)
 
 
 def brute_force(
@@ -167,7 +180,7 @@ def test_ranges_do_not_depend_on_the_batches(
     kept = Kept()
     found = ran(made, NAMES, data, registered(kept, batched=batched), ort)
     assert found.samples == len(data)
-    assert_ranges(found.ranges, wanted)
+    assert_ranges(found.ranges["MINE"], wanted)
     if not batched:
         assert {shape[0] for one in kept.made.values() for shape in one.shapes} == {1}
         assert {len(one.shapes) for one in kept.made.values()} == {len(ROWS)}
@@ -182,7 +195,7 @@ def test_ranges_of_models_with_a_fixed_batch(
     made = with_batch(tiny.conv_bn_relu(), batch)
     found = ran(made, NAMES, list(ROWS[:, None]), registered(kept, batched=batched), ort)
     assert found.samples == len(ROWS)
-    assert_ranges(found.ranges, wanted)
+    assert_ranges(found.ranges["MINE"], wanted)
     for one in kept.made.values():
         # rows that only fill up the last batch are not shown
         assert sum(shape[0] for shape in one.shapes) == len(ROWS)
@@ -223,7 +236,7 @@ def test_tensors_whose_first_axis_is_not_the_batch_are_seen_whole(
     data = [rows[:4], rows[4:]] if batch != "N" else list(rows[:, None])
     found = ran(made, ("flat", "turned", "y"), data, registered(Kept(), batched=batched), ort)
     for name in ("flat", "turned"):
-        assert (found.ranges[name].low, found.ranges[name].high) == (-60.0, 50.0)
+        assert (found.ranges["MINE"][name].low, found.ranges["MINE"][name].high) == (-60.0, 50.0)
 
 
 def test_samples_of_different_shapes(ort: Registered[RunnerEntry]) -> None:
@@ -234,11 +247,11 @@ def test_samples_of_different_shapes(ort: Registered[RunnerEntry]) -> None:
     ]
     found = ran(made, ("x", "r"), data, registered(Kept(), batched=True), ort)
     assert found.samples == 5
-    assert found.ranges["x"].high == max(float(one.max()) for one in data)
+    assert found.ranges["MINE"]["x"].high == max(float(one.max()) for one in data)
     model = prepare(ir.from_proto(made), 13).model
     inner = serialize(with_outputs(model, ["r"]))
     highest = max(float(tiny.run(inner, {"x": one})["r"].max()) for one in data)
-    assert found.ranges["r"].high == pytest.approx(highest, rel=1e-5)
+    assert found.ranges["MINE"]["r"].high == pytest.approx(highest, rel=1e-5)
 
 
 def test_inputs_alone_need_no_model(wanted: dict[str, Range]) -> None:
@@ -249,7 +262,7 @@ def test_inputs_alone_need_no_model(wanted: dict[str, Range]) -> None:
         entry=RunnerEntry(name="none", summary="none", factory=refuse), record=RECORD
     )
     found = ran(tiny.conv_bn_relu(), ("x",), list(ROWS), registered(Kept()), runner)
-    assert_ranges(found.ranges, {"x": wanted["x"]})
+    assert_ranges(found.ranges["MINE"], {"x": wanted["x"]})
 
 
 def test_max_min_is_the_brute_force_range(
@@ -257,7 +270,7 @@ def test_max_min_is_the_brute_force_range(
 ) -> None:
     entry = discover().calibrator("MAX_MIN")
     method = Method(entry=entry, options=None)
-    assert_ranges(ran(tiny.conv_bn_relu(), NAMES, list(ROWS), method, ort).ranges, wanted)
+    assert_ranges(ran(tiny.conv_bn_relu(), NAMES, list(ROWS), method, ort).ranges["MINE"], wanted)
 
 
 # ---------------------------------------------------------------------------------------- passes
@@ -287,7 +300,9 @@ def test_calibrators_may_want_different_numbers_of_passes(ort: Registered[Runner
         return made[tensor.name]
 
     ran(tiny.gemm(), ("x", "r"), [np.ones(6, np.float32)], registered(factory), ort)
-    assert made["x"].ended == made["r"].ended == 3
+    assert (made["x"].ended, made["r"].ended) == (1, 3)
+    # who has seen enough is shown no more
+    assert (len(made["x"].shapes), len(made["r"].shapes)) == (1, 3)
 
 
 def test_a_second_pass_over_a_generator_is_an_error(ort: Registered[RunnerEntry]) -> None:
@@ -315,6 +330,179 @@ def test_the_hash_says_what_data_it_was(ort: Registered[RunnerEntry]) -> None:
     other = ROWS[:8].copy()
     other[3, 1, 4, 4] += 1e-3
     assert single != digest(list(other))
+
+
+# --------------------------------------------------------------------------------- several methods
+
+
+class Mean(MinMax):
+    """The mean of the samples' extremes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lows: list[float] = []
+        self.highs: list[float] = []
+
+    def observe(self, values: np.ndarray, /) -> None:
+        super().observe(values)
+        self.lows.append(float(values.min()))
+        self.highs.append(float(values.max()))
+
+    def result(self) -> Range:
+        return Range(low=float(np.mean(self.lows)), high=float(np.mean(self.highs)))
+
+
+def test_several_methods_give_what_each_gives_alone(ort: Registered[RunnerEntry]) -> None:
+    """MIN_MAX watches the input whatever the method, as plans say; it is made once."""
+    made = with_batch(tiny.conv_bn_relu(), "")
+    methods = {"MIN_MAX": registered(Kept()), "MEAN": registered(Kept(Mean))}
+    inner = [name for name in NAMES if name != "x"]
+    watched = {
+        "MIN_MAX": watch(*NAMES, method="MIN_MAX"),
+        "MEAN": watch(*inner, method="MEAN") | watch("x", method="MIN_MAX"),
+    }
+    found = ran_all(made, watched, list(ROWS), methods, ort)
+    for name, one in watched.items():
+        alone = ran_all(made, {name: one}, list(ROWS), methods, ort)
+        assert found.ranges[name] == alone.ranges[name]
+        assert found.data_sha256 == alone.data_sha256
+    assert found.ranges["MEAN"]["x"] == found.ranges["MIN_MAX"]["x"]
+    assert found.ranges["MEAN"]["r1"] != found.ranges["MIN_MAX"]["r1"]
+
+
+def test_methods_share_one_pass_and_one_calibrator(ort: Registered[RunnerEntry]) -> None:
+    first, second = Kept(), Kept(Mean)
+    watched = {
+        "A": watch("x", "r1", method="A"),
+        "B": watch("x", method="A") | watch("r1", method="B"),
+    }
+    events: list[Event] = []
+    made = with_batch(tiny.conv_bn_relu(), "")
+    methods = {"A": registered(first), "B": registered(second)}
+    ran_all(made, watched, list(ROWS), methods, ort, events)
+    assert (set(first.made), set(second.made)) == ({"x", "r1"}, {"r1"})
+    for one in (*first.made.values(), *second.made.values()):
+        assert len(one.shapes) == len(ROWS)
+    assert [one.kind for one in events].count("end") == 1
+
+
+def test_only_who_asked_for_another_pass_sees_it(ort: Registered[RunnerEntry]) -> None:
+    """What nobody wants to see again is not even fetched again."""
+    once, thrice = Kept(), Kept(Thrice)
+    outputs: list[int] = []
+
+    def counting(form: Any, options: Any) -> Any:
+        outputs.append(len(onnx.load_from_string(form).graph.output))
+        return ort.entry.factory(form, options)
+
+    watched = {"ONCE": watch("r1", "r2", method="ONCE"), "THRICE": watch("r1", method="THRICE")}
+    methods = {"ONCE": registered(once), "THRICE": registered(thrice)}
+    made = with_batch(tiny.conv_bn_relu(), "")
+    ran_all(made, watched, list(ROWS), methods, fake(counting))
+    assert {len(one.shapes) for one in once.made.values()} == {len(ROWS)}
+    assert {one.ended for one in once.made.values()} == {1}
+    assert (len(thrice.made["r1"].shapes), thrice.made["r1"].ended) == (3 * len(ROWS), 3)
+    assert outputs == [2, 1, 1]
+
+
+def test_a_tensor_is_dropped_when_all_its_calibrators_have_settled(
+    ort: Registered[RunnerEntry],
+) -> None:
+    settling, steady = Kept(Settling), Kept()
+    methods = {"SETTLING": registered(settling), "STEADY": registered(steady)}
+    watched = {
+        "SETTLING": watch("r1", "r2", method="SETTLING"),
+        "STEADY": watch("r2", method="STEADY"),
+    }
+    made = with_batch(tiny.conv_bn_relu(), "")
+    ran_all(made, watched, list(ROWS), methods, ort)
+    assert len(steady.made["r2"].shapes) == len(ROWS)
+    # it is asked after two runs, and shown nothing any more
+    assert [len(one.shapes) for one in settling.made.values()] == [2, 2]
+
+
+def test_values_are_kept_for_estimates(ort: Registered[RunnerEntry]) -> None:
+    """A few of each run, spread over all channels and places."""
+    made = tiny.model([node("Relu", "x", "r"), node("MatMul", "r w", "y")],
+                      {"x": ["N", 64, 49]}, {"y": ["N", 64, 2]}, {"w": normal(49, 2)})  # fmt: skip
+    numbers = np.arange(64 * 49, dtype=np.float32).reshape(64, 49)
+    data = [numbers + 10_000 * index for index in range(100)]
+    found = ran(made, ("x", "r"), data, registered(Kept(), batched=True), ort)
+    np.testing.assert_array_equal(found.values["x"], found.values["r"])
+    kept = found.values["r"]
+    assert 2_000 < kept.size <= 1 << 14
+    assert np.isin(kept, np.concatenate(data)).all()
+    place = kept.astype(int) % 10_000
+    for positions, count in ((place % 49, 49), (place // 49, 64)):
+        often = np.bincount(positions, minlength=count)
+        assert often.min() > 0.5 * often.mean()
+    again = ran(made, ("x", "r"), data, registered(Kept(), batched=True), ort)
+    np.testing.assert_array_equal(again.values["r"], kept)
+
+
+class Noting(MinMax):
+    told: str | None = "seen little"
+
+    def note(self) -> Any:
+        return self.told
+
+
+def test_equal_notes_are_told_once_with_their_tensors(ort: Registered[RunnerEntry]) -> None:
+    watched = {"MINE": watch("x", "r1", "r2", "p", "y"), "OTHER": watch("r1", method="OTHER")}
+    silent = type("Silent", (Noting,), {"told": None})
+    methods = {"MINE": registered(Kept(Noting)), "OTHER": registered(Kept(silent))}
+    found = ran_all(tiny.conv_bn_relu(), watched, list(ROWS), methods, ort)
+    assert found.notes == ("MINE: seen little (tensors x, r1, r2 and 2 more)",)
+
+
+def test_a_note_that_is_no_text_is_blamed(ort: Registered[RunnerEntry]) -> None:
+    kind = type("Wrong", (Noting,), {"told": 3})
+    with pytest.raises(PluginError, match=r"ptq-stranger.*the note 3 for tensor 'x'"):
+        ran(tiny.gemm(), ("x",), [np.ones(6)], registered(Kept(kind)), ort)
+
+
+# ----------------------------------------------------------------------------------- divided data
+
+
+def divided(parts: list[np.ndarray], kind: type[MinMax]) -> Calibration:
+    """Each part is seen by a Watch of its own, then they are merged."""
+    model = prepare(ir.from_proto(with_batch(tiny.conv_bn_relu(), 1)), 13).model
+    inputs = model_inputs(model)
+    runner = discover().runner("onnxruntime")
+    watches = []
+    for part in parts:
+        watch_part = Watch({"MINE": watch(*NAMES)}, {"MINE": registered(Kept(kind))})
+        samples = samples_from_arrays(list(part), inputs)
+        session = open_session(watch_part, model, inputs, runner, runner.entry.options())
+        observe(watch_part, session, samples, [].append)
+        watches.append(watch_part)
+    whole, *others = watches
+    for other in others:
+        whole.merge(other)
+    assert not whole.end_pass()
+    return whole.result()
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.integers(0, len(ROWS)), max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_merged_parts_give_the_same_ranges(cuts: list[int], random: Any) -> None:
+    parts = np.split(ROWS, sorted(cuts))
+    random.shuffle(parts)
+    merged, whole = divided(parts, MinMax), divided([ROWS], MinMax)
+    assert merged.ranges == whole.ranges
+    assert merged.samples == len(ROWS)
+    assert max(values.size for values in merged.values.values()) <= 1 << 14
+
+
+def test_a_merge_that_fails_is_blamed() -> None:
+    def fail(self: Any, other: Any, /) -> None:
+        raise ZeroDivisionError("in the plugin")
+
+    with pytest.raises(PluginError, match=r"ptq-stranger.*merging what was seen of 'x'"):
+        divided([ROWS[:2], ROWS[2:4]], type("Failing", (MinMax,), {"merge": fail}))
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -348,7 +536,7 @@ def test_values_that_are_not_finite_are_located(
 def test_huge_but_finite_values_are_fine(ort: Registered[RunnerEntry]) -> None:
     rows = np.full((3, 6), 1e30, np.float32)
     found = ran(tiny.gemm(), ("x",), list(rows), registered(Kept()), ort)
-    assert found.ranges["x"].high == np.float32(1e30)
+    assert found.ranges["MINE"]["x"].high == np.float32(1e30)
 
 
 class Garbage(MinMax):
@@ -512,7 +700,7 @@ def test_the_reference_runner_gives_the_same_ranges(ort: Registered[RunnerEntry]
     second = ran(
         tiny.conv_bn_relu(), names, data, registered(Kept()), discover().runner("reference")
     )
-    assert_ranges(second.ranges, first.ranges)
+    assert_ranges(second.ranges["MINE"], first.ranges["MINE"])
     assert first.data_sha256 == second.data_sha256
 
 

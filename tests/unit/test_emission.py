@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,15 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from ptq_core.arithmetic import QParams, cosine
+from ptq_core.arithmetic import Correction, QParams, cosine
 from ptq_core.emission import emit
 from ptq_core.graph.model import serialize, with_outputs
+from ptq_core.graph.operators import LINEAR
 from ptq_core.graph.prepare import prepare
 from ptq_core.jobs import tensor_parameters
 from ptq_core.planning import Plan, make_plan
 from ptq_core.plugins import discover
-from ptq_core.types import Range, TargetSpec
+from ptq_core.types import OperatorRule, Range, TargetSpec
 from tests import tiny_models as tiny
 from tests.tiny_models import Arrays, node, normal
 
@@ -68,8 +70,10 @@ def quantized(
     skip: tuple[str, ...] = (),
     per_channel: bool = True,
     samples: list[Arrays] | None = None,
+    stretch: float = 1.0,
+    corrections: Mapping[str, Correction] | None = None,
 ) -> Result:
-    """Quantize with ranges from a few random samples."""
+    """Quantize with ranges from a few random samples, times ``stretch``."""
     given = samples or [tiny.feeds(made, seed) for seed in range(SAMPLES)]
     given = [
         {name: array.astype(np.float32) if array.dtype == np.float16 else array
@@ -87,9 +91,11 @@ def quantized(
         for one in given:
             for name, array in tiny.run(watching, one).items():
                 seen[name].append(array)
-    ranges = {name: _range(arrays) for name, arrays in seen.items()}
+    found = {name: _range(arrays) for name, arrays in seen.items()}
+    ranges = {name: Range(low=one.low * stretch, high=one.high * stretch)
+              for name, one in found.items()}  # fmt: skip
     parameters = tensor_parameters(plan, ranges)
-    content = serialize(emit(prepared, plan, parameters, spec))
+    content = serialize(emit(prepared, plan, parameters, spec, corrections))
     onnx.checker.check_model(content, full_check=True)
     return Result(floats, content, plan, parameters, given)
 
@@ -686,4 +692,249 @@ def test_a_tensor_that_is_always_zero(cpu: TargetSpec) -> None:
     result = quantized(made, cpu)
     assert float(result.parameters["r1"].scale) == pytest.approx(1 / 255)
     assert_close(result)
+    assert_optimized_alike(result, DEEP)
+
+
+# ----------------------------------------------------------------------------------- corrections
+
+
+def layers(result: Result) -> dict[str, int]:
+    """Output channels of every layer with weights, by its key."""
+    types = {one.output[0]: one.op_type for one in result.floats.graph.node}
+    keys = [one.node for one in result.plan.weights if types[one.node] in LINEAR]
+    content = serialize(with_outputs(ir.from_proto(result.floats), keys))
+    arrays = tiny.run(content, result.given[0])
+    return {key: arrays[key].shape[1 if types[key].startswith("Conv") else -1] for key in keys}
+
+
+def drawn(result: Result, seed: int = 0, *, gains: bool = True) -> dict[str, Correction]:
+    """A correction for every layer: gains of 0.8 to 1.25 (one for all of a scale) and offsets."""
+    draw = tiny.rng(seed)
+    axis = {one.node: one.axis for one in result.plan.weights}
+    found = {}
+    for key, channels in layers(result).items():
+        gain = draw.uniform(0.8, 1.25, channels) if axis[key] is not None else draw.uniform(0.8, 1)
+        found[key] = Correction(
+            gain=np.broadcast_to(gain if gains else 1.0, channels).astype(np.float64),
+            offset=draw.normal(0, 0.2, channels),
+        )
+    return found
+
+
+def float_results(spec: TargetSpec) -> TargetSpec:
+    """A device whose layers, transposed ones among them, take any attributes and give floats."""
+    conv = replace(spec.operators["Conv"], output="as_needed", attributes={})
+    gemm = replace(spec.operators["Gemm"], attributes={})
+    transposed = OperatorRule(quantize="always", output="as_needed", per_channel=True)
+    rules = {"Conv": conv, "Gemm": gemm, "ConvTranspose": transposed}
+    return replace(spec, operators={**spec.operators, **rules})
+
+
+def layer(kind: str) -> onnx.ModelProto:
+    """One layer whose result is the output."""
+    picture, row = {"x": ["N", 4, 3, 3]}, {"x": [3, 4]}
+    bias = {"b": normal(6, seed=1)}
+    match kind.split():
+        case ["Conv", *rest]:
+            operands = "x w b" if "bias" in rest else "x w"
+            nodes, ends = [node("Conv", operands, "y", "layer")], (picture, ["N", 6, 3, 3])
+            constants = {"w": normal(6, 4, 1, 1)}
+        case ["ConvTranspose", *rest]:
+            groups = 2 if "groups" in rest else 1
+            operands = "x w b" if "bias" in rest else "x w"
+            nodes = [node("ConvTranspose", operands, "y", "layer", group=groups)]
+            ends = (picture, ["N", 6, 4, 4])
+            constants = {"w": normal(4, 6 // groups, 2, 2)}
+        case ["Gemm", *rest]:
+            operands = "x w b" if "bias" in rest else "x w"
+            beta = {"beta": 0.5} if "beta" in rest else {}
+            nodes, ends = [node("Gemm", operands, "y", "layer", **beta)], (row, [3, 6])
+            constants = {"w": normal(4, 6)}
+            if "row" in rest:
+                bias = {"b": normal(3, 1, seed=1)}
+            if "scalar" in rest:
+                bias = {"b": np.array(0.3, np.float32)}
+        case ["MatMul", *rest]:
+            nodes = [node("MatMul", "x w", "m" if "bias" in rest else "y", "layer")]
+            nodes += [node("Add", "m b", "y", "bias")] if "bias" in rest else []
+            ends = ({"x": ["N", 5, 4]}, ["N", 5, 6]) if "3d" in rest else (row, [3, 6])
+            constants = {"w": normal(4, 6)}
+    has_bias = any("b" in one.input for one in nodes)
+    return tiny.model(nodes, ends[0], {"y": ends[1]}, {**constants, **(bias if has_bias else {})})
+
+
+LAYERS = [
+    "Conv", "Conv bias", "ConvTranspose", "ConvTranspose bias", "ConvTranspose groups bias",
+    "Gemm", "Gemm bias", "Gemm bias row", "Gemm bias scalar", "Gemm bias beta", "MatMul",
+    "MatMul 3d", "MatMul bias", "MatMul bias 3d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", ["int32", "float"])
+@pytest.mark.parametrize(
+    ("kind", "per_channel"),
+    # per channel, one scale would stand for a channel of every group
+    [(kind, per) for kind in LAYERS for per in (True, False) if not (per and "groups" in kind)],
+)
+def test_a_corrected_layer_gives_gain_times_its_result_plus_offset(
+    kind: str, per_channel: bool, bias: str, cpu: TargetSpec
+) -> None:
+    made, spec = layer(kind), replace(float_results(cpu), bias=bias)
+    plain = quantized(made, spec, per_channel=per_channel)
+    (key,) = layers(plain)
+    corrections = drawn(plain)
+    corrected = quantized(made, spec, per_channel=per_channel, corrections=corrections)
+    shape = (-1, 1, 1) if made.graph.node[0].op_type.startswith("Conv") else (-1,)
+    gain, offset = (one.reshape(shape) for one in (corrections[key].gain, corrections[key].offset))
+    added = plain.constant("b") if kind.startswith("MatMul bias") and bias == "float" else 0.0
+    if kind.startswith("MatMul bias") and bias == "int32":
+        added = plain.constant("b_quantized") * plain.constant("b_scale")
+    # biases are rounded to a step of s_x * s_w, by half a step before and after
+    step = float(plain.parameters["x"].scale) * plain.constant("w_scale").max() * 1.25
+    for one in plain.given:
+        before, after = (tiny.run(model.content, one)["y"] for model in (plain, corrected))
+        wanted = (before - added) * gain + offset + added
+        np.testing.assert_allclose(after, wanted, atol=step * 1.01 + 1e-6)
+        assert np.abs(after - before).max() > 3 * step
+    (output,), (shown,) = corrected.proto.graph.output, plain.proto.graph.output
+    assert output == shown, "the output keeps its name, type and shape"
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_corrections_that_change_nothing_change_nothing(name: str, cpu: TargetSpec) -> None:
+    plain = quantized(tiny.MODELS[name](), cpu)
+    ones = {
+        key: Correction(gain=np.ones(channels), offset=np.zeros(channels))
+        for key, channels in layers(plain).items()
+    }
+    corrected = quantized(tiny.MODELS[name](), cpu, corrections=ones)
+    for one in plain.given[:2]:
+        after = tiny.run(corrected.content, one)
+        for output, array in tiny.run(plain.content, one).items():
+            np.testing.assert_array_equal(after[output], array)
+    if all(one.bias is not None for one in plain.plan.weights):
+        assert corrected.content == plain.content
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_corrected_model_is_as_sound_as_another(
+    name: str, cpu: TargetSpec, tmp_path: Any
+) -> None:
+    made = tiny.MODELS[name]()
+    plain = quantized(made, cpu)
+    result = quantized(made, cpu, corrections=drawn(plain))
+    before, after = plain.proto.graph, result.proto.graph
+    assert list(after.output) == list(before.output)
+    names = [out for one in after.node for out in one.output]
+    names += [one.name for one in after.initializer]
+    assert len(names) == len(set(names))
+    assert executed(result.content, tmp_path) == executed(plain.content, tmp_path)
+    assert_optimized_alike(result, DEEP)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel"),
+    [
+        ("Conv", "QLinearConv"),
+        ("Gemm", "QGemm"),
+        ("MatMul", "QGemm"),
+        ("MatMul 3d", "MatMulIntegerToFloat"),
+    ],
+)
+def test_a_layer_that_gets_a_bias_still_runs_in_integers(
+    kind: str, kernel: str, cpu: TargetSpec, tmp_path: Any
+) -> None:
+    """With a float bias, onnxruntime makes a float Gemm of a MatMul and the Add behind it."""
+    made = layer(kind)
+    plain = quantized(made, cpu)
+    result = quantized(made, cpu, corrections=drawn(plain))
+    counts = executed(result.content, tmp_path)
+    assert counts[kernel] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "MatMul"} & set(counts)
+    assert counts["Add"] == (kind == "MatMul 3d")
+    assert_optimized_alike(result)
+
+
+def test_a_product_without_bias_is_corrected_in_front_of_its_activation(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("MatMul", "x w", "m", "fc1"),
+            node("Relu", "m", "r", "relu"),
+            node("MatMul", "r v", "y", "fc2"),
+            node("Shape", "y", "size", "shape"),
+        ],
+        {"x": ["N", 4]},
+        [tiny.info("y", ["N", 3]), tiny.info("size", [2], onnx.TensorProto.INT64)],
+        {"w": normal(4, 6), "v": normal(6, 3, seed=1)},
+    )
+    plain = quantized(made, cpu)
+    offsets = drawn(plain, gains=False)
+    offsets["m"] = replace(offsets["m"], offset=np.full(6, -100.0))  # nothing passes the Relu
+    result = quantized(made, cpu, corrections=offsets)
+    for one in plain.given:
+        found = tiny.run(result.content, one)
+        wanted = np.broadcast_to(offsets["y"].offset, found["y"].shape)
+        step = float(plain.parameters["r"].scale) * plain.constant("v_scale").max()
+        np.testing.assert_allclose(found["y"], wanted, atol=step)
+        assert list(found["size"]) == list(wanted.shape)
+
+
+def test_shared_codes_with_a_scale_for_each_layer(cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [node("Conv", "x w", "c1", "first"), node("Conv", "c1 w", "y", "second")],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 3, 4, 4]},
+        {"w": normal(3, 3, 1, 1)},
+    )
+    plain = quantized(made, cpu)
+    corrections = drawn(plain)
+    result = quantized(made, cpu, corrections=corrections)
+    codes = [one.name for one in result.proto.graph.initializer if list(one.dims) == [3, 3, 1, 1]]
+    assert len(codes) == 1
+    np.testing.assert_array_equal(result.constant(codes[0]), plain.constant("w_quantized"))
+    own = [one for one in result.nodes("DequantizeLinear") if one.input[0] == codes[0]]
+    scales = {result.constant(one.input[1]).tobytes() for one in own}
+    base = plain.constant("w_scale").astype(np.float64)
+    corrected = [(base * one.gain).astype(np.float32) for one in corrections.values()]
+    assert scales == {one.tobytes() for one in corrected}
+    assert_optimized_alike(result)
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_a_large_bias_still_fits_with_the_smallest_gain(gain: float, cpu: TargetSpec) -> None:
+    """The bias is stored in units of the corrected scale, half as large at worst."""
+    made = layer("Conv bias")
+    for one in made.graph.initializer:
+        if one.name == "w":
+            one.CopyFrom(numpy_helper.from_array(normal(6, 4, 1, 1) * np.float32(1e-12), "w"))
+    plain = quantized(made, cpu)
+    given = {key: Correction(gain=np.full(count, gain), offset=np.zeros(count))
+             for key, count in layers(plain).items()}  # fmt: skip
+    result = quantized(made, cpu, corrections=given)
+    assert np.abs(result.constant("b_quantized").astype(np.float64)).max() <= 2**30
+    stored = result.constant("b_quantized") * result.constant("b_scale").astype(np.float64)
+    np.testing.assert_allclose(stored, normal(6, seed=1) * gain, rtol=1e-6)
+
+
+def test_names_of_what_corrections_add(cpu: TargetSpec) -> None:
+    """The model's own tensors are called as the new bias, its codes and the Add would be."""
+    made = tiny.model(
+        [
+            node("MatMul", "x w", "m", "fc"),
+            node("Tanh", "m", "fc_bias", "fc_correct"),
+            node("Sigmoid", "m", "m_corrected", "sigmoid"),
+            node("Add", "fc_bias m_corrected", "a", "add"),
+            node("Gemm", "a v", "g", "head"),
+            node("Tanh", "g", "head_bias_quantized", "tanh"),
+            node("Add", "g head_bias_quantized", "y", "sum"),
+        ],
+        {"x": ["N", 4]},
+        {"y": ["N", 3]},
+        {"w": normal(4, 6), "v": normal(6, 3, seed=1)},
+    )
+    plain = quantized(made, cpu)
+    result = quantized(made, cpu, corrections=drawn(plain))
+    names = [out for one in result.proto.graph.node for out in one.output]
+    names += [one.name for one in result.proto.graph.initializer]
+    assert len(names) == len(set(names))
     assert_optimized_alike(result, DEEP)

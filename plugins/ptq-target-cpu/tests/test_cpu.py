@@ -269,7 +269,7 @@ def test_matmuls(shape: list[Any], bias: str, activation: str, last: bool, tmp_p
         "an integer product",
     )
     case.assert_integer(kernel, "Gemm", "MatMul")
-    assert case.executed["DequantizeLinear"] <= 1
+    assert case.executed["DequantizeLinear"] <= (1 if last else 2)  # biases: a few numbers
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ptq_core import __version__
-from ptq_core.cli import config, converter_lite, plan, plugins, quantize
+from ptq_core.cli import calibrate, config, converter_lite, plan, plugins, quantize
 from ptq_core.cli.state import NoPlugin, NoPlugins, State, Verbose
 from ptq_core.errors import InputError, PluginError, Problem, did_you_mean
 
@@ -24,6 +24,9 @@ def root() -> Any:
     app = typer.Typer(cls=_Root, add_completion=False, rich_markup_mode="rich")
     app.callback(invoke_without_command=True)(_root)
     app.command("quantize", short_help="Quantize a model.")(quantize.quantize)
+    app.command("calibrate", short_help="Find ranges, compare methods, keep them in a table.")(
+        calibrate.calibrate
+    )
     app.command("plan", short_help="Show what would become of every node.")(plan.plan)
     app.command("converter_lite", short_help="The same, told as converter_lite is told.")(
         converter_lite.converter_lite

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptq_core.cli.quantize import (
+from ptq_core.cli.options import (
     Method,
     PerLayer,
     Skip,

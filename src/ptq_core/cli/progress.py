@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _DOING = {
     "prepare": "preparing the model",
     "plan": "deciding on every node",
+    "load": "loading calibrators and model",
     "calibrate": "measuring activations",
+    "correct": "correcting biases",
     "emit": "writing integers into the graph",
     "verify": "comparing with the float model",
     "save": "writing the file",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ptq_core.jobs import Report
+    from ptq_core.estimates import TensorEstimate
+    from ptq_core.jobs import CalibrationReport, Report
     from ptq_core.planning import NodePlan, Plan
+    from ptq_core.types import Range
+    from ptq_core.verification import Verification
 
 DECISIONS = ("integer", "fused", "float", "guarded", "untouched")
 _GROUPS = 10  # of float operators in the summary; `ptq plan` shows all
@@ -33,7 +37,10 @@ def report_json(report: Report) -> dict[str, Any]:
         "seconds": {**report.seconds, "total": sum(report.seconds.values())},
         "nodes": counts(report.plan),
         "float_operators": [node_json(node) for node in stay_float(report.plan)],
-        "verification": _verification_json(report),
+        "tensors": tensors_json(report.ranges, report.estimates),
+        "verification": None
+        if report.verification is None
+        else verification_json(report.verification),
         "gate": report.gate,
         "passed": report.passed,
         "suspects": [
@@ -45,10 +52,29 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _verification_json(report: Report) -> dict[str, Any] | None:
-    found = report.verification
-    if found is None:
-        return None
+def tensors_json(
+    ranges: Mapping[str, Range], estimates: Mapping[str, TensorEstimate]
+) -> list[dict[str, Any]]:
+    """Calibrated tensors: their ranges, and what is lost of them where that was estimated."""
+    found = []
+    for name, one in ranges.items():
+        loss = estimates.get(name)
+        found.append(
+            {
+                "name": name,
+                "low": one.low,
+                "high": one.high,
+                "sqnr": None if loss is None else loss.sqnr,
+                "whole_sqnr": None if loss is None else loss.whole_sqnr,
+                "clipped": None if loss is None else loss.clipped,
+                "clipping": None if loss is None else loss.clipping,
+            }
+        )
+    return found
+
+
+def verification_json(found: Verification) -> dict[str, Any]:
+    """How close the quantized model is."""
     return {
         "samples": found.samples,
         "held_out": found.held_out,
@@ -98,17 +124,25 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"wrote {path}: {size(before)} -> {size(after)}{smaller}", style="bold green")
     for path in report.files[1:]:
         console.print(f"  and {path}")
-    for line in _closeness(report):
+    if report.verification is not None:
+        for line in closeness(report.verification):
+            console.print(line)
+    for line in _estimate_lines(report):
         console.print(line)
     console.print(f"operators for {report.target}: {described_counts(report.plan)}")
     for line in _float_lines(report):
         console.print(f"  {line}")
-    times = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
-    console.print(f"seconds: {times}; {sum(report.seconds.values()):.2f} in all")
+    console.print(seconds_line(report.seconds))
     print_remarks(console, report)
 
 
-def print_remarks(console: Console, report: Report) -> None:
+def seconds_line(seconds: Mapping[str, float]) -> str:
+    """How long every stage took."""
+    times = ", ".join(f"{stage} {count:.2f}" for stage, count in seconds.items())
+    return f"seconds: {times}; {sum(seconds.values()):.2f} in all"
+
+
+def print_remarks(console: Console, report: Report | CalibrationReport) -> None:
     """Warnings, then notes."""
     for text in dict.fromkeys(report.warnings):
         console.print(f"warning: {text}", style="yellow")
@@ -170,17 +204,28 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit in ("bytes", "kB") else f"{value:.1f} {unit}"
 
 
-def _closeness(report: Report) -> Iterator[str]:
-    found = report.verification
-    if found is None:
-        return
+def closeness(found: Verification) -> Iterator[str]:
+    """A line for each output that was compared."""
     which = "unseen" if found.held_out else "calibration"
-    if not found.outputs:
+    if not found.samples:
+        yield "not compared with the float model: there were no samples"
+    elif not found.outputs:
         yield "no float output to compare"
     for one in found.outputs:
         yield (
             f"output {one.name}: cosine {one.cosine:.6f} (worst {one.worst_cosine:.6f}), "
             f"SQNR {one.sqnr:.1f} dB on {found.samples} {which} samples"
+        )
+
+
+def _estimate_lines(report: Report) -> Iterator[str]:
+    """What is lost of the activations, at a glance."""
+    found = report.estimates
+    if found:
+        worst = min(found, key=lambda name: found[name].sqnr)
+        yield (
+            f"activations: {median(one.sqnr for one in found.values()):.1f} dB estimated SQNR in "
+            f"the middle, {found[worst].sqnr:.1f} dB in the worst, '{worst}'"
         )
 
 

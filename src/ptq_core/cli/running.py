@@ -21,6 +21,7 @@ def run_job(
     config: Config,
     settings: Settings,
     *,
+    calibration: Path | None = None,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
     shown_config: str | None = None,
@@ -33,6 +34,7 @@ def run_job(
         output: the file to write.
         config: the job.
         settings: the rest.
+        calibration: a table with the ranges, instead of samples.
         notes: of the command line, for the report.
         warnings: likewise.
         shown_config: the command line as a config, where there was none.
@@ -46,7 +48,9 @@ def run_job(
 
     host = state.host
     with showing(state) as emit:
-        report = run(model, output, config, host, settings=settings, emit=emit)
+        report = run(
+            model, output, config, host, calibration=calibration, settings=settings, emit=emit
+        )
     report.notes[:0] = notes
     report.warnings[:0] = [*warnings, *host.warnings]
     log_ranges(report)

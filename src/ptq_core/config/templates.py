@@ -57,13 +57,17 @@ def _full_quant(target: str) -> _Sections:
             "MAX_MIN",
             "How the range of an activation is found.\n"
             "MAX_MIN: smallest and largest value; for samples like the real input.\n"
-            "KL: cuts rare large values where that loses least; for noisy samples.\n"
-            "RemovalOutlier: leaves out a share of the values at both ends; for noisy samples.",
+            "MSE: the range with the least squared error; where rare large values occur.\n"
+            "PERCENTILE: leaves out a share of all values; for noisy samples.\n"
+            "KL: cuts rare large values where the distribution changes least; for noisy samples.\n"
+            "RemovalOutlier: leaves out a share of each sample's values; for noisy samples.\n"
+            "`ptq calibrate` tries several in one pass and says what each is worth.",
         ),
         _Setting(
             "bias_correction",
             target.casefold() != "dsp",  # as the guide has it
-            "Makes good for the mean error of the weights in the bias. Recommended.",
+            "Makes good, in biases and scales, for what the layers' results lack in the mean.\n"
+            "Recommended: it costs seconds and gains most of what was lost.",
         ),
         _PER_CHANNEL,
     ]

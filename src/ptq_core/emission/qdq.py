@@ -7,6 +7,7 @@ onnxruntime fuses neither Add nor Mul and refuses AveragePool.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from ptq_core.arithmetic import (
+    Correction,
     QParams,
     quantize,
     quantize_bias,
@@ -31,7 +33,11 @@ _MINIMUM_IR_VERSION = 7  # the one of opset 13
 
 
 def emit(
-    prepared: Prepared, plan: Plan, parameters: Mapping[str, QParams], target: TargetSpec
+    prepared: Prepared,
+    plan: Plan,
+    parameters: Mapping[str, QParams],
+    target: TargetSpec,
+    corrections: Mapping[str, Correction] | None = None,
 ) -> ir.Model:
     """Turn the prepared model into the quantized one, in place.
 
@@ -40,17 +46,25 @@ def emit(
         plan: what to do.
         parameters: of every tensor in the plan that is its own source.
         target: for the form of biases and guards.
+        corrections: of layers, by their keys: gains go into the scales of the weights, offsets
+            into the biases, and a layer without a bias gets one.
     """
     graph = prepared.model.graph
     nodes = {ops.key(node): node for node in graph}
     values = _values(graph)
     emitter = _Emitter(prepared.model, parameters)
+    corrections = corrections or {}
+    added: dict[str, ir.Value] = {}
     for weight in plan.weights:
-        _emit_weight(emitter, nodes, plan, weight, target)
+        bias = _emit_weight(emitter, nodes, plan, weight, target, corrections.get(weight.node))
+        if bias is not None:
+            added[weight.node] = bias
     integer = {node.key for node in plan.nodes if node.decision in ("integer", "fused")}
     guarded = {node.key for node in plan.nodes if node.decision == "guarded"}
     for tensor in plan.tensors.values():
         _emit_tensor(emitter, values[tensor.name], tensor, integer, guarded)
+    for key, bias in added.items():
+        _add_bias(emitter, nodes[key], bias)
     common.RemoveUnusedNodesPass()(prepared.model)
     graph.sort()
     _forget_shapes(graph)
@@ -96,6 +110,7 @@ class _Emitter:
         self._taken = {name for graph in model.graphs() for name in _names(graph)}
         self._constants: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[str, bytes], ir.Value] = {}
+        self._codes: dict[tuple[str, bytes], ir.Value] = {}
 
     def name(self, wanted: str) -> str:
         """A name that is free; the wanted one, or with a number behind it."""
@@ -135,17 +150,28 @@ class _Emitter:
         node.outputs[0].shape = codes.shape
         return node
 
-    def constant(self, name: str, array: NDArray[Any], params: QParams) -> ir.Value:
-        """The dequantized value of a constant; the same for every node that shares it."""
-        token = (name, params.scale.tobytes() + str(params.axis).encode())
+    def constant(
+        self, name: str, array: NDArray[Any], params: QParams, scale: NDArray[np.float32]
+    ) -> ir.Value:
+        """The dequantized value of a constant; the same for every node that shares it.
+
+        Codes are made with ``params``; they stand for multiples of ``scale``.
+        """
+        token = (name, params.scale.tobytes() + scale.tobytes() + str(params.axis).encode())
         if token not in self._weights:
-            codes = self.initializer(f"{name}_quantized", quantize(array, params))
-            scale = self.initializer(f"{name}_scale", params.scale)
+            codes = self._stored_codes(name, array, params)
+            scale_value = self.initializer(f"{name}_scale", scale)
             zero_point = self.initializer(f"{name}_zero_point", params.zero_point)
-            node = self.dequantize(name, codes, scale, zero_point, params.axis)
+            node = self.dequantize(name, codes, scale_value, zero_point, params.axis)
             self._prepend(node)
             self._weights[token] = node.outputs[0]
         return self._weights[token]
+
+    def _stored_codes(self, name: str, array: NDArray[Any], params: QParams) -> ir.Value:
+        token = (name, params.scale.tobytes() + str(params.axis).encode())
+        if token not in self._codes:
+            self._codes[token] = self.initializer(f"{name}_quantized", quantize(array, params))
+        return self._codes[token]
 
     def bias(self, name: str, codes: NDArray[Any], scale: NDArray[Any]) -> ir.Value:
         """The dequantized value of an int32 bias."""
@@ -167,30 +193,98 @@ def _emit_weight(
     plan: Plan,
     weight: WeightPlan,
     target: TargetSpec,
-) -> None:
+    correction: Correction | None,
+) -> ir.Value | None:
+    """Make weights and bias integer; returns a bias that the operator has no room for."""
     node = nodes[weight.node]
     array = ops.constant(node.inputs[weight.position])
     if array is None:
         raise AssertionError(f"the weights of {weight.node} are no constant")
     params = weight_parameters(array, weight.scheme, weight.axis)
-    if weight.bias is not None and target.bias == "int32":
+    bias, holder, position = _bias_of(nodes, weight, correction)
+    name = weight.bias or f"{ops.label(node)}_bias"
+    value: ir.Value | None = None
+    # a bias per row of the result (Gemm) has no int32 form and stays float
+    if (
+        bias is not None
+        and target.bias == "int32"
+        and (bias.size == 1 or bias.shape[-1] == bias.size)
+    ):
         data = node.inputs[0]
         source = plan.tensors[data.name or ""].source if data is not None else ""
         input_scale = float(emitter.parameters[source].scale)
-        holder = node if weight.bias_node is None else nodes[weight.bias_node]
-        position = next(
-            i for i, v in enumerate(holder.inputs) if v is not None and v.name == weight.bias
-        )
-        bias = ops.constant(holder.inputs[position])
-        if bias is None:
-            raise AssertionError(f"the bias of {weight.node} is no constant")
-        # a bias per row of the result (Gemm) has no int32 form and stays float
-        if bias.size == 1 or bias.shape[-1] == bias.size:
-            bias = bias.reshape(-1)
-            params = widen_for_bias(params, bias, input_scale)
-            codes, scale = quantize_bias(bias, input_scale, params)
-            holder.replace_input_with(position, emitter.bias(weight.bias, codes, scale))
-    node.replace_input_with(weight.position, emitter.constant(weight.tensor, array, params))
+        widest = bias.reshape(-1) / _gain(params, correction)  # the gain is in the scale of codes
+        params = widen_for_bias(params, widest, input_scale)
+        corrected = _with_gain(params, correction)
+        value = emitter.bias(name, *quantize_bias(bias.reshape(-1), input_scale, corrected))
+    else:
+        corrected = _with_gain(params, correction)
+        if bias is not None and correction is not None:
+            value = emitter.initializer(f"{name}_corrected", bias.astype(np.float32))
+    if correction is not None:
+        node.attributes.pop("beta", None)  # of a Gemm; the corrected bias has it
+    dequantized = emitter.constant(weight.tensor, array, params, corrected.scale)
+    node.replace_input_with(weight.position, dequantized)
+    if value is None or position is None:
+        return value
+    if position >= len(holder.inputs):
+        holder.resize_inputs(position + 1)
+    holder.replace_input_with(position, value)
+    return None
+
+
+def _bias_of(
+    nodes: Mapping[str, ir.Node], weight: WeightPlan, correction: Correction | None
+) -> tuple[NDArray[Any] | None, ir.Node, int | None]:
+    """A layer's bias, corrected; where it is read: the node and, if it has room, the position.
+
+    None where there is none. A correction gives every layer one.
+    """
+    node = nodes[weight.node]
+    holder = node if weight.bias_node is None else nodes[weight.bias_node]
+    if weight.bias is None:
+        if correction is None:
+            return None, node, None
+        return correction.offset, node, ops.LINEAR[node.op_type].bias
+    position = next(
+        i for i, v in enumerate(holder.inputs) if v is not None and v.name == weight.bias
+    )
+    bias = ops.constant(holder.inputs[position])
+    if bias is None:
+        raise AssertionError(f"the bias of {weight.node} is no constant")
+    if correction is not None:
+        # what is added behind the layer is no part of the result that the gain belongs to
+        gain = correction.gain * ops.attribute(node, "beta", 1.0) if holder is node else 1.0
+        bias = np.asarray(bias, np.float64) * gain + correction.offset
+    return bias, holder, position
+
+
+def _gain(params: QParams, correction: Correction | None) -> NDArray[np.float64]:
+    """Of every scale of the weights."""
+    if correction is None:
+        return np.ones(())
+    return correction.gain if params.axis is not None else np.asarray(correction.gain.mean())
+
+
+def _with_gain(params: QParams, correction: Correction | None) -> QParams:
+    """The same codes, standing for values that are larger by the correction's gain."""
+    scale = params.scale.astype(np.float64) * _gain(params, correction)
+    return replace(params, scale=np.asarray(scale, np.float32))
+
+
+def _add_bias(emitter: _Emitter, node: ir.Node, bias: ir.Value) -> None:
+    """Add a bias behind an operator that takes none."""
+    value = node.outputs[0]
+    readers, was_output = list(value.uses()), value.is_graph_output()
+    add = ir.node("Add", [value, bias], name=emitter.name(f"{ops.label(node)}_correct"))
+    result = add.outputs[0]
+    result.name = emitter.name(f"{value.name}_corrected")
+    result.dtype = ir.DataType.FLOAT
+    emitter.graph.insert_after(node, add)
+    for use in readers:
+        use.node.replace_input_with(use.idx, result)
+    if was_output:
+        _become_output(emitter, value, result)
 
 
 def _emit_tensor(

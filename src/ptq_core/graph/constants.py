@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 from ptq_core.graph.operators import attribute, constant, has_subgraph, is_standard
 from ptq_core.graph.prepared import Prepared
@@ -97,6 +96,8 @@ def _computed(node: ir.Node, opset: int) -> list[NDArray[Any]] | None:
         [onnx.helper.make_value_info(out.name or "", onnx.TypeProto()) for out in node.outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    from onnx.reference import ReferenceEvaluator  # 12 MB that most models do not need
+
     try:
         results = ReferenceEvaluator(model).run(None, arrays)
     except Exception:  # noqa: BLE001 - what cannot be evaluated stays in the graph

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,6 @@ from ptq_core.calibration import Method
 from ptq_core.config import Config, resolve_path, validate_options
 from ptq_core.errors import ConfigError, DataError, InputError, Problem
 from ptq_core.jobs.job import Job
-from ptq_core.planning import MAX_MIN
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
 from ptq_core.samples import (
     Samples,
@@ -19,11 +18,7 @@ from ptq_core.samples import (
     samples_from_files,
 )
 from ptq_core.targets import is_target_file, target_from_toml
-from ptq_core.types import (
-    PreprocessorEntry,
-    RunnerEntry,
-    TargetEntry,
-)
+from ptq_core.types import CalibratorEntry, PreprocessorEntry, RunnerEntry, TargetEntry
 
 _PREFERRED_RUNNERS = ("onnxruntime", "reference")
 
@@ -119,15 +114,44 @@ def find_runner(job: Job) -> tuple[Registered[RunnerEntry], Any]:
     return runner, _options(job, "runner", runner)
 
 
-def find_methods(job: Job) -> dict[str, Method]:
-    """The calibrators that the plan names, with their options."""
-    full = job.config.full
-    asked = job.host.calibrator(full.activation_quant_method if full is not None else MAX_MIN)
-    names = {tensor.method for tensor in job.report.plan.watched().values()}
+def asked_methods(
+    config: Config, host: PluginHost, names: Sequence[str] = ()
+) -> dict[str, Registered[CalibratorEntry]]:
+    """The calibrators that were asked for, by their proper names; the config's if none is named.
+
+    Raises:
+        InputError: all that are not there, or that share a name.
+    """
+    if not names:
+        if config.full is None:
+            raise ConfigError("FULL_QUANT needs a section [full_quant_param]")
+        with named_at(config, "full_quant_param", "activation_quant_method"):
+            found = host.calibrator(config.full.activation_quant_method)
+        return {found.entry.name: found}
+    asked: dict[str, Registered[CalibratorEntry]] = {}
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            found = host.calibrator(name)
+        except InputError as error:
+            problems += error.problems
+            continue
+        first = asked.setdefault(found.entry.name, found)
+        if first.record is not found.record:
+            text = f"{first.qualified} and {found.qualified} have the same name"
+            problems.append(Problem(message=text, hint="calibrate with each in a run of its own"))
+    if problems:
+        raise InputError(problems=problems)
+    return asked
+
+
+def find_methods(job: Job, asked: Mapping[str, Registered[CalibratorEntry]]) -> dict[str, Method]:
+    """The calibrators that the plans name, with their options."""
+    names = {one.method for plan in job.plans.values() for one in plan.watched().values()}
     methods = {}
     for name in sorted(name for name in names if name is not None):
         # the one asked for may be qualified by its plugin, which the bare name would lose
-        entry = asked if name == asked.entry.name else job.host.calibrator(name)
+        entry = asked[name] if name in asked else job.host.calibrator(name)
         methods[name] = Method(entry=entry, options=_options(job, "calibrator", entry))
     return methods
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,25 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq_core import __version__
-from ptq_core.arithmetic import QParams, range_parameters
-from ptq_core.calibration import Calibration, Emit, Method, calibrate, fixed_batch
-from ptq_core.config import Config, render_config, unused_options
+from ptq_core.arithmetic import Correction, QParams, range_parameters
+from ptq_core.calibration import Calibration, Emit
+from ptq_core.calibration_table import CalibrationTable, read_table
+from ptq_core.config import Config, render_config
 from ptq_core.diagnosis import node_errors
 from ptq_core.emission import emit as emit_model
-from ptq_core.errors import ConfigError
+from ptq_core.errors import ConfigError, InputError, Location
+from ptq_core.estimates import TensorEstimate, clipping_warning, estimate
 from ptq_core.graph.model import runnable, save_model
-from ptq_core.jobs.choices import (
-    find_methods,
-    find_reader,
-    find_runner,
-    find_samples,
-)
+from ptq_core.jobs.choices import asked_methods, find_reader, find_runner
+from ptq_core.jobs.corrected import measured_corrections
 from ptq_core.jobs.job import Job
+from ptq_core.jobs.measured import Measured, measure, recall, stored_name, versions
 from ptq_core.jobs.report import Report, Settings
 from ptq_core.jobs.start import check_output, prepare_job
 from ptq_core.planning import Plan
 from ptq_core.plugins import PluginHost, Registered
-from ptq_core.samples import (
-    Sample,
-    Samples,
-    fixed_batches,
-)
-from ptq_core.types import (
-    Range,
-    RunnerEntry,
-)
-from ptq_core.verification import check_model, verify
-
-_VERIFIED_SAMPLES = 8
+from ptq_core.types import Range, RunnerEntry
+from ptq_core.verification import Verification, check_model, verify
 
 
 def run(
@@ -52,6 +41,7 @@ def run(
     host: PluginHost,
     *,
     data: Iterable[Any] | None = None,
+    calibration: Path | CalibrationTable | None = None,
     settings: Settings | None = None,
     emit: Emit | None = None,
 ) -> Report:
@@ -63,6 +53,7 @@ def run(
         config: what to do.
         host: the plugins.
         data: samples, instead of the config's.
+        calibration: a table with the ranges, instead of any samples.
         settings: the rest.
         emit: told about progress, besides the plugins that observe.
 
@@ -71,11 +62,15 @@ def run(
         PluginError: a plugin failed; nothing was written.
     """
     if config.common.quant_type != "FULL_QUANT":
-        raise _not_available(config)
-    return full_quant(model, output, config, host, data, settings or Settings(), emit)
+        raise not_available(config)
+    rest = settings or Settings()
+    if calibration is not None:
+        return quant_from_table(model, output, config, host, calibration, rest, emit)
+    return full_quant(model, output, config, host, data, rest, emit)
 
 
-def _not_available(config: Config) -> ConfigError:
+def not_available(config: Config) -> ConfigError:
+    """The error for a quant_type that this version does not do."""
     return ConfigError(
         f"quant_type = {config.common.quant_type} is not available in version {__version__}",
         location=config.locate("common_quant_param", "quant_type"),
@@ -92,59 +87,144 @@ def full_quant(
     settings: Settings,
     emit: Emit | None,
 ) -> Report:
-    """Full quantization: prepare, plan, calibrate, emit, verify, save."""
+    """Full quantization: prepare, plan, calibrate, then as :func:`_finish`."""
     check_output(model, output)
     reader = find_reader(config, host) if data is None else None
-    job = prepare_job(model, config, host, settings, emit)
+    asked = asked_methods(config, host)
+    job = prepare_job(model, config, host, settings, emit, asked)
     job.reader = reader
-    report, prepared, plan = job.report, job.prepared, job.report.plan
-    samples = find_samples(job, data)
     runner, runner_options = find_runner(job)
-    methods = find_methods(job)
-    report.warnings += map(str, unused_options(config, job.used))
+    measured = measure(job, data, asked, runner, runner_options)
+    return _finish(job, output, measured, runner, runner_options)
 
-    with job.stage("calibrate"):
-        found, probes = _calibrate(job, samples, methods, runner, runner_options)
-    report.samples, report.ranges = found.samples, found.ranges
-    parameters = tensor_parameters(plan, found.ranges)
-    _note_degenerate(plan, found.ranges, report)
+
+def quant_from_table(
+    model: Path,
+    output: Path,
+    config: Config,
+    host: PluginHost,
+    calibration: Path | CalibrationTable,
+    settings: Settings,
+    emit: Emit | None,
+) -> Report:
+    """Full quantization with ranges that `ptq calibrate` has found: no sample is read."""
+    check_output(model, output)
+    if settings.min_cosine is not None:
+        raise InputError(
+            "min_cosine: a quality gate needs samples to compare on, a calibration table has none",
+            hint="leave out the gate, or the table",
+        )
+    read = isinstance(calibration, Path)
+    where = Location(file=str(calibration) if read else "the calibration table")
+    table = read_table(calibration) if isinstance(calibration, Path) else calibration
+    method = stored_name(table, config, host, where)
+    job = prepare_job(model, config, host, settings, emit, [method])
+    runner, runner_options = find_runner(job)
+    measured = recall(job, table, where)
+    return _finish(job, output, measured, runner, runner_options)
+
+
+def _finish(
+    job: Job,
+    output: Path,
+    measured: Measured,
+    runner: Registered[RunnerEntry],
+    runner_options: Any,
+) -> Report:
+    """Build the model from what is known of the activations, compare it, save it."""
+    report, settings = job.report, job.settings
+    ((method, plan),) = job.plans.items()
+    report.samples = measured.calibration.samples
+    report.ranges = measured.calibration.ranges[method]
+    built = build(job, method, measured, runner, runner_options)
+    report.estimates, report.verification = built.estimates, built.verification
+    report.gate = settings.min_cosine
+    if not report.passed:
+        floats, probes = job.prepared.model, measured.probes[:2]
+        report.suspects = node_errors(floats, built.model, plan, probes, runner, runner_options)
+    with job.stage("save"):
+        report.files = save_model(built.model, output)
+    report.bytes_after = sum(path.stat().st_size for path in report.files)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """A quantized model, what went into it, and how good it is."""
+
+    model: ir.Model
+    corrections: Mapping[str, Correction]
+    estimates: dict[str, TensorEstimate]
+    verification: Verification
+
+
+def build(
+    job: Job,
+    method: str,
+    measured: Measured,
+    runner: Registered[RunnerEntry],
+    runner_options: Any,
+) -> Built:
+    """The quantized model that a method's ranges give: parameters, emit, verify."""
+    plan, found = job.plans[method], measured.calibration
+    ranges = found.ranges[method]
+    parameters = tensor_parameters(plan, ranges)
+    estimates = {
+        name: one
+        for name, values in found.values.items()
+        if (one := estimate(values, parameters[name], plan.tensors[name].bounds)) is not None
+    }
+    _warn(job, method, ranges, estimates)
+
+    corrections = measured.corrections
+    if measured.kept:
+        corrections = measured_corrections(
+            job, plan, parameters, measured.kept, runner, runner_options
+        )
 
     with job.stage("emit"):
-        floats = prepared.model.clone()
-        quantized = emit_model(prepared, plan, parameters, job.target.spec)
-        _stamp(quantized, job, found, [*methods.values()], runner)
+        # the prepared model is used up by emission, and needed again
+        copy = replace(job.prepared, model=job.prepared.model.clone())
+        quantized = emit_model(copy, plan, parameters, job.target.spec, corrections)
+        _stamp(quantized, job, measured.plugins[method], found, runner)
 
     with job.stage("verify"), runnable(quantized) as after:
         check_model(after)
-        with runnable(floats) if prepared.widened else nullcontext(model) as before:
-            report.verification = verify(
+        floats = job.prepared.model
+        with runnable(floats) if job.prepared.widened else nullcontext(job.report.model) as before:
+            verification = verify(
                 before,
                 after,
                 plan,
-                probes,
+                measured.probes,
                 runner,
                 runner_options,
-                held_out=samples.held_out is not None,
+                held_out=measured.held_out,
             )
-    report.gate = settings.min_cosine
-    if not report.passed:
-        report.suspects = node_errors(floats, quantized, plan, probes[:2], runner, runner_options)
-    if report.verification.unexpected:
-        report.warnings.append(
+    if verification.unexpected:
+        job.report.warnings.append(
             "planned in integers, but run in float by the runtime: "
-            + ", ".join(report.verification.unexpected)
+            + ", ".join(verification.unexpected)
         )
+    return Built(
+        model=quantized,
+        corrections=corrections,
+        estimates=estimates,
+        verification=verification,
+    )
 
-    with job.stage("save"):
-        report.files = save_model(quantized, output)
-    report.bytes_after = sum(path.stat().st_size for path in report.files)
-    report.notes += samples.notes
-    report.warnings += samples.warnings
-    if samples.skipped:
-        report.warnings.append(
-            f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
+
+def _warn(
+    job: Job, method: str, ranges: Mapping[str, Range], estimates: Mapping[str, TensorEstimate]
+) -> None:
+    clips = clipping_warning(method, estimates)
+    if clips is not None:
+        job.report.warnings.append(clips)
+    flat = [name for name, one in ranges.items() if one.low == one.high == 0.0]
+    if flat:
+        job.report.warnings.append(
+            "always zero in the calibration data, quantized as if in [0, 1]: " + ", ".join(flat)
         )
-    return report
 
 
 def plan_job(
@@ -152,8 +232,9 @@ def plan_job(
 ) -> Report:
     """What full quantization would do with every node; touches no data and writes nothing."""
     if config.common.quant_type != "FULL_QUANT":
-        raise _not_available(config)
-    return prepare_job(model, config, host, settings or Settings(), None).report
+        raise not_available(config)
+    asked = asked_methods(config, host)
+    return prepare_job(model, config, host, settings or Settings(), None, asked).report
 
 
 def tensor_parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QParams]:
@@ -173,70 +254,16 @@ def tensor_parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QPar
     return parameters
 
 
-def _calibrate(
-    job: Job,
-    samples: Samples,
-    methods: Mapping[str, Method],
-    runner: Registered[RunnerEntry],
-    runner_options: Any,
-) -> tuple[Calibration, list[Sample]]:
-    """The ranges, and the samples to verify with: unseen ones where there are any."""
-    kept: list[Sample] = []
-    original = samples.open
-
-    def remembering() -> Iterator[Sample]:
-        kept.clear()  # of an earlier pass
-        for sample in original():
-            if samples.held_out is None and len(kept) < _VERIFIED_SAMPLES:
-                kept.append(sample)
-            yield sample
-
-    found = calibrate(
-        job.prepared.model,
-        job.report.plan.watched(),
-        replace(samples, open=remembering),
-        job.inputs,
-        methods,
-        runner,
-        runner_options,
-        job.listeners,
-    )
-    if samples.held_out is not None:
-        for sample in samples.held_out():
-            kept.append(sample)
-            if len(kept) == _VERIFIED_SAMPLES:
-                break
-    fixed = fixed_batch(job.inputs)
-    if fixed is not None:
-        kept = [
-            Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
-            for batch in fixed_batches(iter(kept), fixed)
-        ]
-    return found, kept
-
-
-def _note_degenerate(plan: Plan, ranges: Mapping[str, Range], report: Report) -> None:
-    flat = [name for name in plan.watched() if ranges[name].low == ranges[name].high == 0.0]
-    if flat:
-        report.warnings.append(
-            "always zero in the calibration data, quantized as if in [0, 1]: " + ", ".join(flat)
-        )
-
-
 def _stamp(
     model: ir.Model,
     job: Job,
+    calibrated_by: Iterable[str],
     found: Calibration,
-    methods: Iterable[Method],
     runner: Registered[RunnerEntry],
 ) -> None:
     """Say in the file what made it; nothing that differs between runs on the same inputs."""
-    records = {method.entry.record for method in methods} | {runner.record}
-    if job.reader is not None:
-        records.add(job.reader.record)
-    if job.target_record is not None:
-        records.add(job.target_record)
-    plugins = sorted({f"{record.name}=={record.version}" for record in records})
+    records = [one for one in (runner.record, job.target_record) if one is not None]
+    plugins = sorted({*calibrated_by, *versions(records)})
     # what executes the model, and with how many threads, is no part of what is computed
     options = job.config.plugin_options.items()
     computed = {key: value for key, value in options if key[0] != "runner"}

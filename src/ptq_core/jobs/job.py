@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ptq_core.calibration import Emit
-from ptq_core.config import Config
+from ptq_core.config import Config, unused_options
 from ptq_core.graph.prepared import Prepared
 from ptq_core.jobs.report import Report, Settings
+from ptq_core.planning import Plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
 from ptq_core.types import (
     Event,
@@ -22,13 +24,22 @@ from ptq_core.types import (
 
 @dataclass(kw_only=True)
 class Job:
-    """What the stages of one run share."""
+    """What the stages of one run share.
+
+    Attributes:
+        model_files: the float model's file and those with its external data.
+        plans: for each method that was asked for; they differ only in who calibrates a tensor.
+        reader: of the config's samples, None where they come from elsewhere.
+        used: kind and name of the entries whose options had an effect.
+    """
 
     config: Config
     host: PluginHost
     settings: Settings
     target: TargetEntry
     target_record: PluginRecord | None
+    model_files: tuple[Path, ...]
+    plans: dict[str, Plan]
     prepared: Prepared
     inputs: tuple[ModelInput, ...]
     report: Report
@@ -42,6 +53,10 @@ class Job:
         with timed(name, self.report.seconds, self.listeners):
             yield
 
+    def say_unused_options(self) -> None:
+        """Warn of options in the config that nothing takes; asked once all choices are made."""
+        self.report.warnings += map(str, unused_options(self.config, self.used))
+
 
 @contextmanager
 def timed(name: str, seconds: dict[str, float], emit: Emit) -> Iterator[None]:
@@ -49,5 +64,5 @@ def timed(name: str, seconds: dict[str, float], emit: Emit) -> Iterator[None]:
     start = time.perf_counter()
     emit(Event(stage=name, kind="start"))
     yield
-    seconds[name] = time.perf_counter() - start
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start  # it may come again
     emit(Event(stage=name, kind="end"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptq_core.diagnosis import NodeError
+from ptq_core.estimates import TensorEstimate
 from ptq_core.planning import Plan
 from ptq_core.types import (
     Layout,
@@ -47,6 +48,8 @@ class Report:
         plan: every node with a decision.
         samples: how many samples were used in calibration.
         ranges: of every calibrated tensor.
+        estimates: what is lost of every calibrated tensor, estimated on a few of its values; empty
+            where the ranges come from a table.
         verification: how close the result is, None for a plan.
         suspects: where a quality gate was missed, the nodes that lose most.
         gate: the gate's cosine, None where there was none.
@@ -63,6 +66,7 @@ class Report:
     bytes_after: int = 0
     samples: int = 0
     ranges: dict[str, Range] = field(default_factory=dict)
+    estimates: dict[str, TensorEstimate] = field(default_factory=dict)
     verification: Verification | None = None
     suspects: tuple[NodeError, ...] = ()
     gate: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,10 +12,7 @@ from ptq_core.config import Config
 from ptq_core.errors import ConfigError, InputError, Location
 from ptq_core.graph.model import check_writable, load_model
 from ptq_core.graph.prepare import prepare
-from ptq_core.jobs.choices import (
-    find_target,
-    named_at,
-)
+from ptq_core.jobs.choices import find_target
 from ptq_core.jobs.job import Job, timed
 from ptq_core.jobs.report import Report, Settings
 from ptq_core.planning import make_plan
@@ -28,9 +26,14 @@ from ptq_core.types import (
 
 
 def prepare_job(
-    model: Path, config: Config, host: PluginHost, settings: Settings, emit: Emit | None
+    model: Path,
+    config: Config,
+    host: PluginHost,
+    settings: Settings,
+    emit: Emit | None,
+    methods: Collection[str],
 ) -> Job:
-    """Load, prepare and plan; what was found goes into the report."""
+    """Load, prepare and plan, for each of the methods; what was found goes into the report."""
 
     def listeners(event: Event) -> None:
         if emit is not None:
@@ -42,11 +45,9 @@ def prepare_job(
         raise ConfigError("FULL_QUANT needs a section [full_quant_param]")
     seconds: dict[str, float] = {}
     target, record = find_target(config, host)
-    with named_at(config, "full_quant_param", "activation_quant_method"):
-        method = host.calibrator(full.activation_quant_method).entry.name
     with timed("prepare", seconds, listeners):
         loaded = load_model(model)
-        before = _file_bytes(model, loaded)
+        files = _files(model, loaded)
         prepared = prepare(loaded, target.spec.minimum_opset)
         inputs = model_inputs(
             prepared.model,
@@ -55,16 +56,24 @@ def prepare_job(
             or settings.data_layout,
         )
     with timed("plan", seconds, listeners):
-        plan = make_plan(
-            prepared,
-            target.spec,
-            method=method,
-            per_channel=full.per_channel,
-            skip=config.common.skip_quant_node,
-            skip_location=config.locate("common_quant_param", "skip_quant_node"),
-        )
+        plans = {
+            method: make_plan(
+                prepared,
+                target.spec,
+                method=method,
+                per_channel=full.per_channel,
+                skip=config.common.skip_quant_node,
+                skip_location=config.locate("common_quant_param", "skip_quant_node"),
+            )
+            for method in methods
+        }
+    plan = next(iter(plans.values()))
     report = Report(
-        model=model, target=target.name, plan=plan, bytes_before=before, seconds=seconds
+        model=model,
+        target=target.name,
+        plan=plan,
+        bytes_before=sum(path.stat().st_size for path in files),
+        seconds=seconds,
     )
     report.notes += [*prepared.notes, *map(str, config.notes)]
     report.warnings += [*map(str, config.warnings), *plan.warnings]
@@ -75,6 +84,8 @@ def prepare_job(
         settings=settings,
         target=target,
         target_record=record,
+        model_files=files,
+        plans=plans,
         prepared=prepared,
         inputs=inputs,
         report=report,
@@ -83,11 +94,6 @@ def prepare_job(
 
 
 def _say_not_built(config: Config, report: Report) -> None:
-    full = config.full
-    if full is not None and full.bias_correction:
-        asked = "bias_correction" in full.model_fields_set
-        text = "bias_correction is not available in this version; the job runs without it"
-        (report.warnings if asked else report.notes).append(text)
     if config.common.debug_info_save_path:
         report.warnings.append(
             "debug_info_save_path: debug reports are not available in this version"
@@ -105,10 +111,11 @@ def check_output(model: Path, output: Path) -> None:
         )
 
 
-def _file_bytes(model: Path, loaded: ir.Model) -> int:
+def _files(model: Path, loaded: ir.Model) -> tuple[Path, ...]:
+    """The model's own file, then those with its external data."""
     data = {
         Path(value.const_value.path)
         for value in loaded.graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    return model.stat().st_size + sum(path.stat().st_size for path in data)
+    return model, *sorted(data)

@@ -13,9 +13,10 @@ from ptq_core.cli.progress import showing
 from ptq_core.cli.report import print_missed, print_report, report_json, size
 from ptq_core.cli.state import State, finite, make_console
 from ptq_core.diagnosis import NodeError
+from ptq_core.estimates import TensorEstimate
 from ptq_core.jobs import Report
 from ptq_core.planning import NodePlan, Plan
-from ptq_core.types import Event
+from ptq_core.types import Event, Range
 from ptq_core.verification import OutputCheck, Verification
 
 
@@ -157,3 +158,25 @@ def test_saved_result_is_remembered():
         assert not state.saved
         listen(Event(stage="save", kind="end"))
     assert state.saved
+
+
+def test_what_is_lost_of_the_activations_at_a_glance():
+    estimates = {
+        name: TensorEstimate(sqnr=sqnr, whole_sqnr=45.0, clipped=0.25, clipping=0.5)
+        for name, sqnr in (("a", 40.0), ("b", 30.04), ("c", 41.0))
+    }
+    made = report(estimates=estimates, ranges={"b": Range(low=-1.0, high=2.0)})
+    assert (
+        "activations: 40.0 dB estimated SQNR in the middle, 30.0 dB in the worst, 'b'\n"
+        in printed(print_report, made)
+    )
+    assert report_json(made)["tensors"] == [
+        {"name": "b", "low": -1.0, "high": 2.0, "sqnr": 30.04, "whole_sqnr": 45.0,
+         "clipped": 0.25, "clipping": 0.5}
+    ]  # fmt: skip
+
+
+def test_without_samples_nothing_was_compared():
+    text = printed(print_report, report(verification=Verification()))
+    assert "not compared with the float model: there were no samples\n" in text
+    assert "activations:" not in text

@@ -6,6 +6,7 @@ the range for all. Source: seed-semantics section 4.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +24,12 @@ class MaxMin:
         self._high = float("-inf")
 
     def observe(self, values: Any, /) -> None:
-        """Widen the range by the values."""
+        """Widen the range by the values; FloatingPointError where one is NaN or infinite."""
         if values.size:
-            self._low = min(self._low, float(values.min()))
-            self._high = max(self._high, float(values.max()))
+            low, high = float(values.min()), float(values.max())  # NaN if any value is
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise FloatingPointError
+            self._low, self._high = min(self._low, low), max(self._high, high)
 
     def settled(self) -> bool:
         """Whether both ends have reached the bounds that the values cannot leave."""
@@ -60,4 +63,5 @@ def ptq_calibrators() -> Iterator[CalibratorEntry]:
         factory=_make,
         aliases=("MIN_MAX", "MINMAX"),
         batched=True,
+        checks_finite=True,
     )

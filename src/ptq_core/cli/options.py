@@ -1,0 +1,356 @@
+"""The options of commands that quantize, declared once, and the config that they add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ptq_core.errors import InputError
+
+if TYPE_CHECKING:
+    from ptq_core.cli.state import State
+    from ptq_core.config import Config
+    from ptq_core.jobs import Settings
+    from ptq_core.plugins import PluginHost
+
+_DATA = "Data (instead of a config)"
+_PICTURES = "Pictures (with --data)"
+_QUANTIZATION = "Quantization"
+_QUALITY = "Checks"
+_RUN = "How it runs"
+
+
+class _Color(StrEnum):
+    """Order of a picture's channels."""
+
+    RGB = "RGB"
+    BGR = "BGR"
+    GRAY = "GRAY"
+
+
+class _ResizeMethod(StrEnum):
+    """Interpolation."""
+
+    LINEAR = "LINEAR"
+    NEAREST = "NEAREST"
+    CUBIC = "CUBIC"
+
+
+class _DataLayout(StrEnum):
+    """Where the channels of 4-D data are."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The float32 ONNX file.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", metavar="FILE", help="What to do, in INI or TOML."),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[INPUT:]DIR",
+        rich_help_panel=_DATA,
+        help="Calibrate on the files of this folder; once for each input of the model.",
+    ),
+]
+CalibrateSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        rich_help_panel=_DATA,
+        help="How many samples to use; 100, or all if there are fewer.",
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M,M,M",
+        rich_help_panel=_PICTURES,
+        help="(value - mean) / std for each channel, as in training, for values 0 to 255.",
+    ),
+]
+Std = Annotated[
+    str | None, typer.Option(metavar="S,S,S", rich_help_panel=_PICTURES, help="See --mean.")
+]
+Color = Annotated[
+    _Color | None,
+    typer.Option(
+        metavar="RGB|BGR|GRAY",
+        case_sensitive=False,
+        rich_help_panel=_PICTURES,
+        help="Order of the channels; RGB, or GRAY where the model takes one.",
+    ),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", rich_help_panel=_PICTURES, help="Resize to this size."),
+]
+ResizeMethod = Annotated[
+    _ResizeMethod | None,
+    typer.Option(
+        metavar="LINEAR|NEAREST|CUBIC",
+        case_sensitive=False,
+        rich_help_panel=_PICTURES,
+        help="LINEAR if nobody says.",
+    ),
+]
+CenterCrop = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", rich_help_panel=_PICTURES, help="Then keep the middle."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=_QUANTIZATION,
+        help="The device, or a TOML file that describes it; CPU if nobody says.",
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=_QUANTIZATION,
+        help="How ranges of activations are found: MAX_MIN, KL, RemovalOutlier, ...",
+    ),
+]
+PerLayer = Annotated[
+    bool,
+    typer.Option(
+        "--per-layer",
+        rich_help_panel=_QUANTIZATION,
+        help="One weight scale for a whole layer instead of one for each output channel.",
+    ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        rich_help_panel=_QUANTIZATION,
+        help="Leave nodes in float: a name, a glob such as 'head/*', or type:Add. Repeatable.",
+    ),
+]
+MinCosine = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        rich_help_panel=_QUALITY,
+        help="Exit with 1 if an output's mean cosine similarity is below; the file is kept.",
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", rich_help_panel=_QUALITY, help="Too few samples are an error."),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        rich_help_panel=_QUALITY,
+        help="Leave samples out that cannot be used, and count them.",
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="'NAME:1,3,224,224'",
+        rich_help_panel=_RUN,
+        help="Shapes that the model leaves open; ';' between inputs.",
+    ),
+]
+InputDataFormat = Annotated[
+    _DataLayout | None,
+    typer.Option(
+        metavar="NCHW|NHWC",
+        case_sensitive=False,
+        rich_help_panel=_RUN,
+        help="Layout of 4-D BIN files; the model's own by default.",
+    ),
+]
+Runner = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", rich_help_panel=_RUN, help="What executes the model."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel=_RUN, help="Threads of one inference."),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a command line of these options asks for.
+
+    Attributes:
+        config: the job.
+        settings: the rest.
+        shown: the command line as a config, where it had none.
+    """
+
+    config: Config
+    settings: Settings
+    shown: str | None = None
+
+
+def read_options(
+    state: State, params: Mapping[str, Any], *, stored: Path | None = None, methods: bool = False
+) -> Asked:
+    """The job that these options mean, with those of the config file, if there is one.
+
+    Args:
+        state: of the command line.
+        params: the options' values by their names, as ``typer.Context.params`` has them: one by one
+            they stand in the command's signature, for the parser and the help.
+        stored: a calibration table that stands for the data.
+        methods: ``--method`` chooses among calibrators beside a config, too; by the command.
+
+    Raises:
+        InputError: what is missing, wrong or contradicts.
+    """
+    from ptq_core.cli.data import DataFlags, config_from_flags, rendered
+    from ptq_core.cli.pictures import PictureFlags
+    from ptq_core.config import config_from_values, load_config, parse_input_shape
+    from ptq_core.jobs import Settings
+    from ptq_core.python import full_quant_values
+
+    file, target, skip = (params[name] for name in ("config", "target", "skip"))
+    method = None if methods else params["method"]
+    pictures = [one.name for one in dataclasses.fields(PictureFlags)]
+    flags = DataFlags(
+        data=tuple(params["data"] or ()),
+        calibrate_size=params["calibrate_size"],
+        pictures=PictureFlags(**{name: _text(params[name]) for name in pictures}),
+    )
+    shapes = params["input_shape"]
+    settings = Settings(
+        min_cosine=params.get("min_cosine"),
+        strict=params["strict"],
+        skip_bad=params["skip_bad"],
+        input_shapes=parse_input_shape(shapes, option="--input-shape") if shapes else {},
+        data_layout=_text(params["input_data_format"]),  # type: ignore[arg-type]
+    )
+    if stored is not None:
+        _refuse_beside_table(stored, flags.given())
+    shown = None
+    if file is not None:
+        flagged: dict[str, object] = dict.fromkeys(flags.given(), True)
+        flagged["--per-layer"] = params["per_layer"]
+        if stored is None:
+            flagged["--method"] = method
+        refuse_beside_config(file, flagged)
+        job = load_config(Path(file), has_data=stored is not None, target=target)
+        job = _with_method(with_skip(job, skip or ()), method)
+        _refuse_other_layout(job, settings.data_layout)
+    elif stored is not None:
+        values = full_quant_values(
+            method=method or "MAX_MIN", per_channel=not params["per_layer"], skip=skip or ()
+        )
+        job = config_from_values(values, has_data=True, target=target)
+    elif not flags.data:
+        raise InputError(
+            "there is no data to calibrate with",
+            hint="give --data DIR, a folder of samples, or -c CONFIG; "
+            "`ptq config new full_quant -o full_quant.cfg` writes a config to start from",
+        )
+    else:
+        job = config_from_flags(
+            flags,
+            Path(params["model"]),
+            state,
+            target=target,
+            method=method,
+            per_channel=not params["per_layer"],
+            skip=skip or (),
+            settings=settings,
+        )
+    job = _with_runner(job, state.host, params["runner"], params["threads"])
+    if flags.data:
+        shown = rendered(job)
+        if not state.json:
+            besides = " beside --input-shape" if shapes else ""
+            state.out.print(
+                f"# the same as a config, to keep and give with -c{besides}:\n\n{shown}"
+            )
+    return Asked(config=job, settings=settings, shown=shown)
+
+
+def with_skip(config: Config, skip: Sequence[str]) -> Config:
+    """The config with further nodes that stay float."""
+    if not skip:
+        return config
+    names = (*config.common.skip_quant_node, *skip)
+    common = config.common.model_copy(update={"skip_quant_node": tuple(dict.fromkeys(names))})
+    return dataclasses.replace(config, common=common)
+
+
+def _with_method(config: Config, method: str | None) -> Config:
+    """The config with another one of the methods that a table holds."""
+    if method is None or config.full is None:
+        return config
+    full = config.full.model_copy(update={"activation_quant_method": method})
+    return dataclasses.replace(config, full=full)
+
+
+def refuse_beside_config(config: Path, flags: Mapping[str, object]) -> None:
+    """Raise InputError if any of these flags was given: the config has a key for each."""
+    given = [name for name, value in flags.items() if value]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} and -c: only one can say it, the flag or {config}",
+            hint="change the config, or leave out -c and give --data DIR",
+        )
+
+
+def _text(value: StrEnum | str | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _refuse_beside_table(table: Path, given: Sequence[str]) -> None:
+    if given:
+        raise InputError(
+            f"{', '.join(given)} and --calibration: the ranges come from samples or from {table}, "
+            "not from both",
+            hint="leave out the one or the other",
+        )
+
+
+def _with_runner(
+    config: Config, host: PluginHost, runner: str | None, threads: int | None
+) -> Config:
+    named = config.runner
+    if runner is not None and named is not None and named.casefold() != runner.casefold():
+        raise InputError(
+            f"--runner {runner}, but the config names the runner {named}",
+            location=config.locate("runner", "name"),
+            hint="name one",
+        )
+    config = dataclasses.replace(config, runner=runner or named)
+    if threads is None:
+        return config
+    entry = host.runner(config.runner or "onnxruntime").entry
+    if "threads" not in {one.name for one in dataclasses.fields(entry.options)}:
+        raise InputError(f"--threads: the runner {entry.name} has no such option")
+    key = ("runner", entry.name.casefold())
+    options = {**config.plugin_options.get(key, {}), "threads": threads}
+    return dataclasses.replace(config, plugin_options={**config.plugin_options, key: options})
+
+
+def _refuse_other_layout(config: Config, layout: str | None) -> None:
+    own = config.data.input_data_format if config.data is not None else None
+    if layout is not None and own is not None and own != layout:
+        raise InputError(
+            f"--input-data-format {layout}, but the config says input_data_format = {own}",
+            location=config.locate("data_preprocess_param", "input_data_format"),
+            hint="name one",
+        )
