@@ -9,38 +9,65 @@ import platform
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import comparison, suite
 from benchmarks.cases import Case, example, listed, own
 from benchmarks.measure import Row, table
-from benchmarks.suite import BENCHMARKS
+from benchmarks.suite import Options
+from benchmarks.tools import METHODS, PEERS, PTQ
 
-_RESULTS = Path(__file__).parent / "results" / "latest.json"
+_RESULTS = Path(__file__).parent / "results"
 _VERSIONS = ("ptq-core", "onnxruntime", "onnx", "numpy", "opencv-python-headless")
+
+BENCHMARKS: Mapping[str, Callable[[Case, Options], list[Row]]] = {
+    "calibration": suite.calibration,
+    "stages": suite.stages,
+    "process": suite.process,
+    "memory": suite.memory,
+    "latency": suite.latency,
+    "accuracy": suite.accuracy,
+    "peers": comparison.peers,
+}
+_ONLY_BY_NAME = {"stages", "peers"}  # they take long
+_ROUNDS = {"peers": 3}
+_OTHER_ROUNDS = 5
 
 
 def main() -> int:
     given = _arguments()
-    results: dict[str, list[Row]] = {}
+    machine = _machine()
+    print(", ".join(f"{name} {value}" for name, value in _flat(machine)))
     with tempfile.TemporaryDirectory(prefix="ptq-benchmarks-") as folder:
-        cases = _cases(given, Path(folder))
-        for name in given.names or BENCHMARKS:
+        work = Path(folder)
+        cases = _cases(given, work)
+        for name in given.names or [one for one in BENCHMARKS if one not in _ONLY_BY_NAME]:
             print(f"\n## {name}\n", flush=True)
+            options = Options(
+                work=work,
+                rounds=given.rounds or _ROUNDS.get(name, _OTHER_ROUNDS),
+                methods=tuple(given.method or ()),
+                tools=tuple(given.peer or ()),
+            )
             rows: list[Row] = []
             for case in cases:
                 print(f"{name}: {case.name}", file=sys.stderr, flush=True)
                 try:
-                    rows += BENCHMARKS[name](case, Path(folder), given.rounds)
+                    rows += BENCHMARKS[name](case, options)
                 except RuntimeError as error:  # of a process, ours or the peer's
                     print(f"{case.name}: no {name}: {error}", file=sys.stderr)
+                _keep(name, machine, rows)  # what is there, should the rest be interrupted
             print(table(rows), flush=True)
-            results[name] = rows
-    _RESULTS.parent.mkdir(exist_ok=True)
-    _RESULTS.write_text(json.dumps({"machine": _machine(), "results": results}, indent=2) + "\n")
-    print(f"\nwrote {os.path.relpath(_RESULTS)}", file=sys.stderr)
     return 0
+
+
+def _keep(name: str, machine: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    _RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine, "rows": rows}, indent=2)
+    (_RESULTS / f"{name}.json").write_text(text + "\n")
 
 
 def _cases(given: argparse.Namespace, work: Path) -> list[Case]:
@@ -59,10 +86,14 @@ def _cases(given: argparse.Namespace, work: Path) -> list[Case]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
+    parser.add_argument("--rounds", type=int, help="of measuring; by default 5, of peers 3")
     parser.add_argument("--models", type=Path, default=Path("../shared/models"), metavar="DIR")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR")
     parser.add_argument("--case", action="append", help="only this model of --models; repeatable")
+    parser.add_argument("--method", action="append", help=f"of {', '.join(METHODS)}; repeatable")
+    parser.add_argument(
+        "--peer", action="append", choices=(PTQ, *PEERS), help="peers: only this; repeatable"
+    )
     ours = parser.add_argument_group("your own classifier of pictures, instead of --models")
     ours.add_argument("--model", type=Path, metavar="ONNX")
     ours.add_argument("--config", type=Path, help="how ptq quantizes it: [data_preprocess_param]")
@@ -86,6 +117,11 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _VERSIONS},
     }
+
+
+def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        yield from _flat(value) if isinstance(value, Mapping) else [(name, value)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured: models with their data, and the files that ptq and the peer make of them."""
+"""What is measured: models with their data."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Process, run_process
 from benchmarks.samples import folders, names
 from ptq_core.config import load_config, resolve_path
 
 SAMPLES = 100
 _EVERYTHING = 1_000_000
 _DIGITS = Path(__file__).parents[1] / "examples" / "digits"
-
-PTQ = (sys.executable, "-m", "ptq_core")
-PEER = (sys.executable, "-m", "benchmarks.peer_onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +29,7 @@ class Case:
         data: the section [data_preprocess_param]: what to calibrate with.
         evaluation: the same with other samples: what to judge by.
         classifier: the first output is one logit per class.
-        dynamic: the peer's best is dynamic quantization, which needs no calibration.
+        text: a transformer, whose peers' best is dynamic quantization, without calibration.
     """
 
     name: str
@@ -41,55 +37,7 @@ class Case:
     data: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     classifier: bool = False
-    dynamic: bool = False
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Full quantization with MAX_MIN, as sections."""
-        return {
-            "common_quant_param": {"quant_type": "FULL_QUANT"},
-            "full_quant_param": {"activation_quant_method": "MAX_MIN", "target_device": "CPU"},
-            "data_preprocess_param": dict(self.data),
-        }
-
-
-def run_ptq(case: Case, work: Path) -> tuple[Process, dict[str, Any]]:
-    """Quantize with ptq's command line; the process and its report."""
-    config, output = _config_file(case, work), ptq_file(case, work)
-    arguments = [str(case.model), "-c", str(config), "-o", str(output), "--json"]
-    done = run_process([*PTQ, "quantize", *arguments])
-    return done, json.loads(done.stdout)
-
-
-def run_peer(case: Case, work: Path) -> Process:
-    """Quantize with the peer."""
-    config, output = _config_file(case, work), peer_file(case, work)
-    arguments = [str(case.model), "-c", str(config), "-o", str(output)]
-    return run_process([*PEER, *arguments, *(["--dynamic"] if case.dynamic else [])])
-
-
-def ptq_file(case: Case, work: Path) -> Path:
-    """Where ptq's file is put."""
-    return work / f"{case.name}_ptq.onnx"
-
-
-def peer_file(case: Case, work: Path) -> Path:
-    """Where the peer's file is put."""
-    return work / f"{case.name}_peer.onnx"
-
-
-def quantized(case: Case, work: Path) -> dict[str, Path]:
-    """ptq's file and, where it can make one, the peer's; made at the first use."""
-    files = {"ptq": ptq_file(case, work), "peer": peer_file(case, work)}
-    if not files["ptq"].exists():
-        run_ptq(case, work)
-    if not files["peer"].exists():
-        try:
-            run_peer(case, work)
-        except RuntimeError as error:
-            print(f"{case.name}: no file of the peer: {error}", file=sys.stderr)
-            del files["peer"]
-    return files
+    text: bool = False
 
 
 def repeated(case: Case, times: int, work: Path) -> Case:
@@ -105,16 +53,6 @@ def repeated(case: Case, times: int, work: Path) -> Case:
                 link.symlink_to((folder / file).resolve())
     size = times * len(names(case.data))
     return replace(case, data={**case.data, **_where(linked, size)})
-
-
-def _config_file(case: Case, work: Path) -> Path:
-    lines = []
-    for section, values in case.config.items():
-        # JSON's texts, numbers and lists are TOML's too
-        lines += [f"[{section}]", *(f"{key} = {json.dumps(one)}" for key, one in values.items())]
-    path = work / f"{case.name}.toml"
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 # ---------------------------------------------------------------------------- where they come from
@@ -165,7 +103,7 @@ def listed(models: Path, data: Path, work: Path) -> Iterator[Case]:
             data={**options, **_where(files[0], SAMPLES)},
             evaluation={**options, **_where(files[1], _EVERYTHING)},
             classifier=entry["kind"] == "image-classifier",
-            dynamic=entry["kind"] == "text",
+            text=entry["kind"] == "text",
         )
 
 

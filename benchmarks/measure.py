@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
+LEFT_OUT = "left out"  # of a row: why there are no figures
+_T = TypeVar("_T")
 
 _COMPLAINT = 3  # lines: a message and its hint
 
@@ -51,7 +53,8 @@ def run_process(command: Sequence[str]) -> Process:
     errors, _, last = done.stderr.rpartition("\n")
     found = json.loads(last)
     if found["code"] != 0:
-        lines = errors.strip().splitlines() or [f"exit code {found['code']}"]
+        lines = [line for line in errors.splitlines() if line.strip("^~ ")]  # no underlining
+        lines = lines or [f"exit code {found['code']}"]
         raise RuntimeError("; ".join(line.strip() for line in lines[-_COMPLAINT:]))
     return Process(seconds=found["seconds"], peak_mb=found["peak"] / 1e6, stdout=done.stdout)
 
@@ -63,30 +66,42 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(rounds: int, functions: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """What each function measures, once a round; every other round in the opposite order."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+def turns(rounds: int, things: Sequence[_T]) -> Iterator[_T]:
+    """Each thing once a round; every other round in the opposite order."""
     for index in range(rounds):
-        for name in list(functions)[:: -1 if index % 2 else 1]:
-            found[name].append(functions[name]())
+        yield from things[:: -1 if index % 2 else 1]
+
+
+def in_turns(rounds: int, functions: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """What each function measures, once a round."""
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for name in turns(rounds, [*functions]):
+        found[name].append(functions[name]())
     return found
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> str:
     """Median of the ratios of each round, and their smallest and largest."""
     each = [one / other for one, other in zip(above, below, strict=True)]
-    return f"{median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+    spread = f" ({min(each):.2f}-{max(each):.2f})" if len(each) > 1 else ""
+    return f"{median(each):.2f}{spread}"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table; numbers with three significant digits."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """The rows as a Markdown table; below it, what was left out and why."""
+    measured = [row for row in rows if LEFT_OUT not in row]
+    columns = list(dict.fromkeys(name for row in measured for name in row))
     lines = [columns, ["---"] * len(columns)]
-    lines += [[_cell(row.get(name)) for name in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines += [[_cell(row.get(name)) for name in columns] for row in measured]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    for row in rows:
+        if LEFT_OUT in row:
+            text += f"\n\nLeft out of {row['model']}: {row['tool']}: {row[LEFT_OUT]}"
+    return text
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    # four significant digits
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,15 +1,13 @@
-"""onnxruntime.quantization on a ptq config: the named peer, with its best documented options.
+"""onnxruntime.quantization, with its best documented options for CPUs.
 
-Static: QDQ, MinMax, u8 asymmetric activations, s8 symmetric per-channel weights, after its own
+Static: QDQ, u8 asymmetric activations, s8 symmetric per-channel weights, after its own
 pre-processing where there is something to fold. Dynamic: s8 per-channel weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
-import tomllib
 from pathlib import Path
 
 import onnx
@@ -22,8 +20,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-
-from benchmarks.samples import read
+from samples import Samples, arguments
 
 _PER_CHANNEL_OPSET = 13
 _IR_VERSION = 7  # of that time; 3 does not know constants that are no inputs
@@ -32,40 +29,30 @@ _IR_VERSION = 7  # of that time; 3 does not know constants that are no inputs
 class Reader(CalibrationDataReader):
     """Feeds the samples one by one."""
 
-    def __init__(self, samples):
-        self._samples = iter(samples)
+    def __init__(self, samples: Samples) -> None:
+        self._each = map(samples.read, samples.names)
 
     def get_next(self):
-        return next(self._samples, None)
+        return next(self._each, None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("-c", "--config", type=Path, required=True)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--dynamic", action="store_true")
-    given = parser.parse_args()
+    methods = [method.name for method in CalibrationMethod]
+    model, samples, output, setting = arguments([*methods, "dynamic"])
     logging.disable(logging.WARNING)  # advice to pre-process models that have nothing to fold
-    if given.dynamic:
-        quantize_dynamic(given.model, given.output, per_channel=True, weight_type=QuantType.QInt8)
+    if setting == "dynamic":
+        quantize_dynamic(model, output, per_channel=True, weight_type=QuantType.QInt8)
         return
-    data = tomllib.loads(given.config.read_text())["data_preprocess_param"]
     with tempfile.TemporaryDirectory() as folder:
-        path = prepared(given.model, Path(folder))
-        shapes = {
-            one.name: [dim.dim_value or None for dim in one.type.tensor_type.shape.dim]
-            for one in onnx.load(path).graph.input
-        }
         quantize_static(
-            path,
-            given.output,
-            Reader(read(data, shapes)),
+            prepared(model, Path(folder)),
+            output,
+            Reader(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod[setting],
             extra_options={"ActivationSymmetric": False},
         )
 
