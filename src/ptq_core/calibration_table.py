@@ -125,13 +125,25 @@ class DataFacts(_Part):
 
 
 class CalibrationTable(_Part):
-    """All of it; the fields stand in this order in the file."""
+    """All of it; the fields stand in this order in the file.
+
+    Attributes:
+        format: of the file.
+        ptq: the version that made it.
+        model: that it belongs to.
+        plan: that it was made for.
+        data: that it was made from.
+        equalization: by what each layer's output channels were divided before they were watched,
+            by the name of the layer's first output; empty where each channel has a weight scale.
+        methods: what each has found.
+    """
 
     format: Literal[1] = FORMAT
     ptq: str
     model: ModelFacts
     plan: PlanFacts
     data: DataFacts
+    equalization: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     methods: dict[str, MethodTable] = Field(min_length=1)
 
 

@@ -379,8 +379,8 @@ class Event:
     """Something that happened in a running job.
 
     Attributes:
-        stage: ``prepare``, ``plan``, ``load``, ``calibrate``, ``correct``, ``emit``, ``verify`` or
-            ``save``.
+        stage: ``prepare``, ``plan``, ``equalize``, ``load``, ``calibrate``, ``correct``, ``emit``,
+            ``verify`` or ``save``.
         kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _DOING = {
     "prepare": "preparing the model",
     "plan": "deciding on every node",
+    "equalize": "equalizing channels",
     "load": "loading calibrators and model",
     "calibrate": "measuring activations",
     "correct": "correcting biases",

@@ -247,6 +247,7 @@ def _table(job: Job, measured: Measured, methods: dict[str, MethodTable]) -> Cal
             skip=job.config.common.skip_quant_node,
             sha256=plan_sha256(job.report.plan),
         ),
+        equalization={layer: tuple(one.tolist()) for layer, one in job.divisors.items()},
         data=DataFacts(
             samples=measured.calibration.samples, sha256=measured.calibration.data_sha256
         ),

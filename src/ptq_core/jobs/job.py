@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ptq_core.calibration import Emit
 from ptq_core.config import Config, unused_options
@@ -31,6 +34,7 @@ class Job:
         plans: for each method that was asked for; they differ only in who calibrates a tensor.
         reader: of the config's samples, None where they come from elsewhere.
         used: kind and name of the entries whose options had an effect.
+        divisors: by which equalization has divided the layers' channels, if it was asked for.
     """
 
     config: Config
@@ -45,6 +49,7 @@ class Job:
     report: Report
     reader: Registered[PreprocessorEntry] | None = None
     used: list[tuple[str, str]] = field(default_factory=list)
+    divisors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     listeners: Emit
 
     @contextmanager

@@ -8,13 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ptq_core.arithmetic import Correction
 from ptq_core.calibration import Calibration, Watch, calibrate, fixed_batch, open_session
 from ptq_core.calibration_table import CalibrationTable, content_sha256
 from ptq_core.config import Config
+from ptq_core.equalization import rescale
 from ptq_core.errors import InputError, Location, Problem
 from ptq_core.jobs.choices import find_methods, find_samples
 from ptq_core.jobs.corrected import is_kept
+from ptq_core.jobs.equalized import equalized
 from ptq_core.jobs.job import Job
 from ptq_core.planning import MAX_MIN, Plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
@@ -59,10 +63,12 @@ def measure(
     samples = find_samples(job, data)
     methods = find_methods(job, asked)
     job.say_unused_options()
+    full = job.config.full
+    if full is not None and not full.per_channel:
+        samples = equalized(job, samples, runner, runner_options)
     names: list[str] = []
     probes: list[Sample] = []
     kept: list[Sample] = []
-    full = job.config.full
     correct = full is not None and full.bias_correction
 
     def remembering() -> Iterator[Sample]:
@@ -151,6 +157,17 @@ def recall(job: Job, table: CalibrationTable, where: Location) -> Measured:
     if missing:
         raise _missing(missing, job, table, where)
     full = job.config.full
+    per_channel = full is None or full.per_channel
+    if per_channel != table.plan.per_channel:
+        raise InputError(
+            f"the table was made for {_described(table)}, and per_channel = "
+            f"{str(per_channel).lower()} here: its ranges are those of an equalized model, or of "
+            "one that is not",
+            location=where,
+            hint="calibrate again with the same per_channel",
+        )
+    if table.equalization:
+        rescale(job.prepared, {layer: np.array(one) for layer, one in table.equalization.items()})
     asked = full is not None and full.bias_correction
     corrections = stored.layer_corrections() if asked else {}
     if corrections and plan_sha256(plan) != table.plan.sha256:
