@@ -28,7 +28,8 @@ from ptq_core.samples import (
 from ptq_core.types import Event, ModelInput, RunnerEntry
 
 _AHEAD = 4  # decoded samples that wait
-_THREADS = min(4, os.cpu_count() or 1)  # that take statistics of a run beside the next one
+# They take statistics of a run while the next one is executed by at least one thread of its own.
+_THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
 
 # After so many runs, tensors whose calibrators have settled are dropped from the model's outputs,
 # if they are a good part of what is fetched. Making another session costs a few runs.
