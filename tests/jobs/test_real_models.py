@@ -228,3 +228,43 @@ def test_a_transformer_has_its_weighted_products_in_integers(folder: Path, tmp_p
     assert report.verification is not None
     assert report.verification.cosine is not None
     assert report.verification.cosine > 0.9
+
+
+# ------------------------------------------------------------------- what calibration can give back
+
+
+def judged(name: str, folder: Path, label: str, **full: Any) -> tuple[Report, float]:
+    """The report, and SQNR of the logits on evaluation pictures."""
+    source, data, keys, _ = CLASSIFIERS[name]
+    given = config(source, data, **keys)
+    given["full_quant_param"].update(full)
+    output = folder / f"{name}_{label}.onnx"
+    report = quantize(MODELS / f"{name}.onnx", output, config=given)
+    inputs, _ = pictures(name)
+    wanted, found = (
+        session(path).run(None, {source: inputs})[0] for path in (MODELS / f"{name}.onnx", output)
+    )
+    noise = np.square(wanted.astype(np.float64) - found).sum()
+    return report, float(10 * np.log10(np.square(wanted.astype(np.float64)).sum() / noise))
+
+
+def test_bias_correction_pays_where_depthwise_layers_add_shifts_up(folder: Path) -> None:
+    _, without = judged("mobilenet_v1_025", folder, "plain", bias_correction=False)
+    _, corrected = judged("mobilenet_v1_025", folder, "corrected", bias_correction=True)
+    assert corrected > without + 7.0
+
+
+def test_one_scale_per_layer_does_not_ruin_mobilenet(folder: Path) -> None:
+    """Without equalization its logits are noise: -3 dB."""
+    _, found = judged("mobilenet_v2", folder, "per_layer", per_channel=False)
+    assert found > 9.0
+
+
+@pytest.mark.parametrize("method", ["KL", "REMOVAL_OUTLIER"])
+def test_methods_that_cut_off_classes_are_warned_of(method: str, folder: Path) -> None:
+    report, found = judged("squeezenet1_1", folder, method, activation_quant_method=method)
+    assert found < 27.0
+    assert any(one.startswith(f"{method} clips hard: ") for one in report.warnings)
+    report, found = judged("squeezenet1_1", folder, "max_min")
+    assert found > 30.0
+    assert not any("clips" in one for one in report.warnings)

@@ -17,10 +17,10 @@ from ptq_core.samples import Batch, Sample, batches, fixed_batches
 from ptq_core.types import Event, RunnerEntry
 
 # Measured on MobileNets: beyond three dozen samples the result is as good, within its own noise.
-_SAMPLES = 42
+_SAMPLES = 35
 _HELD_BACK = 7  # every seventh
 _BYTES = 128 << 20  # of the samples that are kept for it
-_ROWS = 8  # of a run
+_ROWS = 4  # of a run: more need more memory, and are no faster
 _RUN_BYTES = 8 << 20  # of its inputs
 _NAMED = 5
 

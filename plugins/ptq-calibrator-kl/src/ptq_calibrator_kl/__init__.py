@@ -26,8 +26,8 @@ class Options:
     """The keys of ``[calibrator.KL]``.
 
     Attributes:
-        bins: of the histogram of magnitudes, 0 to the largest: ``levels`` to 4096.
-        levels: into which the kept bins are merged, as quantization would do: 2 to ``bins``.
+        bins: of the histogram of magnitudes, 0 to the largest; at least as many as levels, at most 4096.
+        levels: into which the kept bins are merged, as quantization would do; at least 2.
     """
 
     bins: int = 2048
