@@ -5,7 +5,7 @@ DISTS := . $(wildcard plugins/*)
 META  := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 CODE  := src plugins tests benchmarks examples
 
-.PHONY: demo test check bench setup test-floors wheels
+.PHONY: demo test check bench bench-peers setup test-floors wheels
 
 demo: setup
 	$(BIN)/python examples/digits/demo.py
@@ -21,6 +21,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Against other tools, each in an environment of its own; half an hour.
+bench-peers: setup
+	$(BIN)/python -m benchmarks peers
 
 # The oldest versions of everything, in an environment of its own.
 test-floors:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ptq_core.arithmetic import Correction, QParams
-from ptq_core.calibration import fixed_batch, may_batch
 from ptq_core.correction import BiasCorrection, correct_bias
 from ptq_core.emission import emit as emit_model
-from ptq_core.jobs.job import Job
+from ptq_core.jobs.job import Job, in_runs
 from ptq_core.planning import Plan
 from ptq_core.plugins import Registered
-from ptq_core.samples import Batch, Sample, batches, fixed_batches
+from ptq_core.samples import Sample
 from ptq_core.types import Event, RunnerEntry
 
 # Measured on MobileNets: beyond three dozen samples the result is as good, within its own noise.
@@ -48,14 +47,16 @@ def measured_corrections(
     """Corrections of the layers, measured on samples of the calibration data."""
     held_back = samples[_HELD_BACK - 1 :: _HELD_BACK] or samples[-1:]
     measured = [one for one in samples if not any(one is other for other in held_back)] or samples
+    size = max(1, sum(array.nbytes for array in samples[0].feeds.values()))
+    rows = max(1, min(_ROWS, _RUN_BYTES // size))
     with job.stage("correct"):
         copy = replace(job.prepared, model=job.prepared.model.clone())
         found = correct_bias(
             job.prepared.model,
             emit_model(copy, plan, parameters, job.target.spec),
             plan,
-            _batches(job, measured),
-            list(_batches(job, held_back)),
+            in_runs(job, measured, rows),
+            list(in_runs(job, held_back, rows)),
             runner,
             runner_options,
             lambda done: job.listeners(
@@ -64,16 +65,6 @@ def measured_corrections(
         )
     job.report.notes.append(_told(found, len(measured), len(held_back)))
     return found.layers
-
-
-def _batches(job: Job, samples: Sequence[Sample]) -> Iterator[Batch]:
-    fixed = fixed_batch(job.inputs)
-    if fixed is not None:
-        return fixed_batches(iter(samples), fixed)
-    size = max(1, sum(array.nbytes for array in samples[0].feeds.values()))
-    together = may_batch(job.prepared.model, (), job.inputs)
-    rows = max(1, min(_ROWS, _RUN_BYTES // size)) if together else 1
-    return batches(iter(samples), lambda: rows)
 
 
 def _told(found: BiasCorrection, measured: int, held_back: int) -> str:

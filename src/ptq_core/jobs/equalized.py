@@ -9,13 +9,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ptq_core.calibration import fixed_batch
 from ptq_core.equalization import Watched, equalize, observe, watched
 from ptq_core.graph import operators as ops
 from ptq_core.graph.model import runnable, with_outputs
-from ptq_core.jobs.job import Job
+from ptq_core.jobs.job import Job, in_runs
 from ptq_core.plugins import Registered, blame
-from ptq_core.samples import Batch, Sample, Samples, batches, fixed_batches
+from ptq_core.samples import Sample, Samples
 from ptq_core.types import Event, RunnerEntry
 
 # So many of the first samples are kept, if they are no larger together; some of them, spread
@@ -90,16 +89,9 @@ def _runs(
     ):
         session = runner.entry.factory(form, options)
     done = 0
-    for batch in _batches(job, samples):
+    for batch in in_runs(job, samples, 1):
         with blame(runner.record, f"running {batch.names[0]}"):
             results = session.run(batch.feeds)
         yield {**batch.feeds, **results}
         done += batch.rows
         job.listeners(Event(stage="equalize", kind="advance", done=done, total=len(samples)))
-
-
-def _batches(job: Job, samples: list[Sample]) -> Iterator[Batch]:
-    fixed = fixed_batch(job.inputs)
-    if fixed is not None:
-        return fixed_batches(iter(samples), fixed)
-    return batches(iter(samples), lambda: 1)

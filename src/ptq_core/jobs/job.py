@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq_core.calibration import Emit
+from ptq_core.calibration import Emit, fixed_batch, may_batch
 from ptq_core.config import Config, unused_options
 from ptq_core.graph.prepared import Prepared
 from ptq_core.jobs.report import Report, Settings
 from ptq_core.planning import Plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
+from ptq_core.samples import Batch, Sample, batches, fixed_batches
 from ptq_core.types import (
     Event,
     ModelInput,
@@ -61,6 +62,15 @@ class Job:
     def say_unused_options(self) -> None:
         """Warn of options in the config that nothing takes; asked once all choices are made."""
         self.report.warnings += map(str, unused_options(self.config, self.used))
+
+
+def in_runs(job: Job, samples: Sequence[Sample], rows: int) -> Iterator[Batch]:
+    """The samples as the model takes them: so many rows at once where its batch is open."""
+    fixed = fixed_batch(job.inputs)
+    if fixed is not None:
+        return fixed_batches(iter(samples), fixed)
+    together = may_batch(job.prepared.model, (), job.inputs)
+    return batches(iter(samples), lambda: rows if together else 1)
 
 
 @contextmanager
