@@ -26,7 +26,7 @@ class Options:
     """The keys of ``[calibrator.KL]``.
 
     Attributes:
-        bins: of the histogram of magnitudes, 0 to the largest; at least as many as levels, at most 4096.
+        bins: of the histogram of magnitudes, 0 to the largest; no fewer than levels, at most 4096.
         levels: into which the kept bins are merged, as quantization would do; at least 2.
     """
 
