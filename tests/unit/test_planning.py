@@ -11,6 +11,7 @@ import pytest
 from ptq_core.errors import ConfigError, ModelError
 from ptq_core.graph.prepare import prepare
 from ptq_core.planning import MAX_MIN, Plan, make_plan, match_nodes
+from ptq_core.plugins import discover
 from ptq_core.targets import target_from_toml
 from ptq_core.types import OperatorRule, QScheme, TargetSpec
 from tests import tiny_models as tiny
@@ -554,3 +555,21 @@ def test_weights_of_two_dimensions_only() -> None:
     plan = plan_of(made)
     assert reason(plan, "batched") == "its weights have rank 3, not 2"
     assert decisions(plan)["plain"] == "integer"
+
+
+@pytest.mark.parametrize("behind", ["Flatten", "Reshape"])
+def test_what_is_an_output_but_for_its_shape_takes_max_min(behind: str) -> None:
+    """A method that cuts off logits cuts off classes."""
+    inputs = "p s" if behind == "Reshape" else "p"
+    shape = {"s": np.array([1, 5])} if behind == "Reshape" else {}
+    made = tiny.model(
+        [node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Conv", "r v", "d"),
+         node("GlobalAveragePool", "d", "p"), node(behind, inputs, "y")],
+        {"x": [1, 3, 8, 8]}, {"y": [1, 5]},
+        {"w": normal(4, 3, 3, 3), "v": normal(5, 4, 1, 1), **shape},
+    )  # fmt: skip
+    cpu = discover().target("CPU").entry.spec
+    plan = make_plan(prepare(ir.from_proto(made), 13), cpu, method="KL")
+    methods = {name: tensor.method for name, tensor in plan.watched().items()}
+    assert methods["x"] == methods["p"] == "MAX_MIN"
+    assert methods["r"] == methods["d"] == "KL"

@@ -51,6 +51,9 @@ QUANTIZED = frozenset(
 # They read a tensor's shape, not its values, so an integer form serves them as well.
 SHAPE_READERS = frozenset({"Shape", "Size"})
 
+# Their first input comes out with another shape or order, and the same values.
+RESHAPERS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
+
 # Every operand may be an activation or a number to compute with, unlike an axis or a shape.
 ALIKE_OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum"})
 

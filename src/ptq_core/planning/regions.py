@@ -61,7 +61,7 @@ def tensor_plans(
     graph: ir.Graph, chosen: Sequence[Draft], target: TargetSpec, method: str
 ) -> dict[str, TensorPlan]:
     """The activations that become integer, by name, in the order of the graph."""
-    ends = {value.name for value in (*graph.inputs, *graph.outputs)}
+    ends = {value.name for value in (*graph.inputs, *_results(graph))}
     read = {value.name for draft in chosen for value in data_inputs(draft.node)}
     tensors: dict[str, TensorPlan] = {}
 
@@ -106,6 +106,16 @@ def tensor_plans(
             else:
                 add(value, bounds=_bounds_of(value))
     return tensors
+
+
+def _results(graph: ir.Graph) -> Iterable[ir.Value]:
+    """The graph's outputs, and what is one but for its shape."""
+    for output in graph.outputs:
+        value: ir.Value | None = output
+        while value is not None:
+            yield value
+            node = value.producer()
+            value = node.inputs[0] if node is not None and node.op_type in ops.RESHAPERS else None
 
 
 def _bounds_of(value: ir.Value) -> tuple[float, float] | None:
