@@ -54,10 +54,10 @@ def _full_quant(target: str) -> _Sections:
     full = [
         _Setting(
             "activation_quant_method",
-            "MAX_MIN",
+            "MSE",
             "How the range of an activation is found.\n"
-            "MAX_MIN: smallest and largest value; for samples like the real input.\n"
-            "MSE: the range with the least squared error; where rare large values occur.\n"
+            "MSE: the range with the least squared error; the closest to float on our networks.\n"
+            "MAX_MIN: smallest and largest value; the fastest, for samples like the real input.\n"
             "PERCENTILE: leaves out a share of all values; for noisy samples.\n"
             "KL: cuts rare large values where the distribution changes least; for noisy samples.\n"
             "RemovalOutlier: leaves out a share of each sample's values; for noisy samples.\n"
