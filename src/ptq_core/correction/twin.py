@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ptq_core.arithmetic import QParams, dequantize
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
+from ptq_core.graph.model import copy_of
 from ptq_core.planning import WeightPlan
 from ptq_core.types import QScheme
 
@@ -78,11 +79,11 @@ def make_twin(floats: ir.Model, quantized: ir.Model, weights: Sequence[WeightPla
         quantized: the same after emission; both are left as they are.
         weights: of the plan; those of linear operators are the layers.
     """
-    twin = Twin(model=floats.clone())
+    twin = Twin(model=copy_of(floats))
     graph = twin.model.graph
     originals = {ops.key(node): node for node in graph}
     ends = [value for value in graph.outputs if value.dtype in (None, _FLOAT)]
-    other = quantized.clone()
+    other = copy_of(quantized)
     _fold_weights(other.graph)
     made = {value.name: value for node in other.graph for value in node.outputs}
     for value in ends:

@@ -121,9 +121,23 @@ def serialize(model: ir.Model) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def copy_of(model: ir.Model) -> ir.Model:
+    """A copy that shares the constants; types and shapes included, which old onnx_ir leaves out."""
+    copy = model.clone()
+    for one, other in zip(_values(model.graph), _values(copy.graph), strict=True):
+        other.type, other.shape = other.type or one.type, other.shape or one.shape
+    return copy
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of the model (constants are shared) whose outputs are these tensors instead."""
-    copy = model.clone()
+    copy = copy_of(model)
     values = {value.name: value for node in copy.graph for value in node.outputs}
     copy.graph.outputs.clear()
     for name in names:

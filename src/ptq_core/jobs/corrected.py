@@ -9,6 +9,7 @@ from typing import Any
 from ptq_core.arithmetic import Correction, QParams
 from ptq_core.correction import BiasCorrection, correct_bias
 from ptq_core.emission import emit as emit_model
+from ptq_core.graph.model import copy_of
 from ptq_core.jobs.job import Job, in_runs
 from ptq_core.planning import Plan
 from ptq_core.plugins import Registered
@@ -50,7 +51,7 @@ def measured_corrections(
     size = max(1, sum(array.nbytes for array in samples[0].feeds.values()))
     rows = max(1, min(_ROWS, _RUN_BYTES // size))
     with job.stage("correct"):
-        copy = replace(job.prepared, model=job.prepared.model.clone())
+        copy = replace(job.prepared, model=copy_of(job.prepared.model))
         found = correct_bias(
             job.prepared.model,
             emit_model(copy, plan, parameters, job.target.spec),

@@ -21,7 +21,7 @@ from ptq_core.diagnosis import node_errors
 from ptq_core.emission import emit as emit_model
 from ptq_core.errors import ConfigError, InputError, Location
 from ptq_core.estimates import TensorEstimate, clipping_warning, estimate
-from ptq_core.graph.model import runnable, save_model
+from ptq_core.graph.model import copy_of, runnable, save_model
 from ptq_core.jobs.choices import asked_methods, find_reader, find_runner
 from ptq_core.jobs.corrected import measured_corrections
 from ptq_core.jobs.job import Job
@@ -184,7 +184,7 @@ def build(
 
     with job.stage("emit"):
         # the prepared model is used up by emission, and needed again
-        copy = replace(job.prepared, model=job.prepared.model.clone())
+        copy = replace(job.prepared, model=copy_of(job.prepared.model))
         quantized = emit_model(copy, plan, parameters, job.target.spec, corrections)
         _stamp(quantized, job, measured.plugins[method], found, runner)
 
