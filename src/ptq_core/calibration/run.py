@@ -50,8 +50,8 @@ def open_session(
     Raises:
         PluginError: the runner cannot load it.
     """
-    outputs = [one.name for one in watch.waiting() if one.name not in {x.name for x in inputs}]
-    return Session(model, outputs, inputs, runner, options, watch.row_bytes)
+    names = [one.name for one in watch.waiting()]
+    return Session(model, names, inputs, runner, options, watch.row_bytes)
 
 
 def calibrate(watch: Watch, session: Session, samples: Samples, emit: Emit) -> Calibration:

@@ -26,7 +26,7 @@ class Session:
 
     Args:
         model: the float model.
-        outputs: the observed tensors, without the model's inputs.
+        outputs: the observed tensors, the model's inputs among them or not.
         inputs: of the model.
         runner: executes it.
         options: its options.
@@ -45,11 +45,12 @@ class Session:
         options: Any,
         row_bytes: int = 0,
     ) -> None:
-        self._model, self._inputs, self._options = model, inputs, options
-        self._registered, self._entry, self._record = runner, runner.entry, runner.record
-        self._outputs = list(outputs)
+        self._model, self._inputs = model, inputs
+        self._plugin, self._options = runner, options
+        fed = {item.name for item in inputs}
+        self._outputs = [name for name in outputs if name not in fed]
         self.fixed_batch = fixed_batch(inputs)
-        self._together = may_batch(model, outputs, inputs)
+        self._together = may_batch(model, self._outputs, inputs)
         self._bytes: dict[str, int] = {}
         self.row_bytes = row_bytes
         self._open()
@@ -61,9 +62,9 @@ class Session:
         if self._outputs:
             with (
                 runnable(with_outputs(self._model, self._outputs)) as form,
-                blame(self._record, "loading the model"),
+                blame(self._plugin.record, "loading the model"),
             ):
-                self._runner = self._entry.factory(form, self._options)
+                self._runner = self._plugin.entry.factory(form, self._options)
 
     def drop(self, names: Collection[str]) -> None:
         """Fetch these tensors no more, if that saves enough."""
@@ -72,12 +73,10 @@ class Session:
             self._outputs = [name for name in self._outputs if name not in names]
             self._open()
 
-    def reopened(self, names: Collection[str]) -> Session:
+    def reopened(self, names: Sequence[str]) -> Session:
         """A session for another pass, which gives these tensors."""
-        inputs = {item.name for item in self._inputs}
-        outputs = [name for name in names if name not in inputs]
         return Session(
-            self._model, outputs, self._inputs, self._registered, self._options, self.row_bytes
+            self._model, names, self._inputs, self._plugin, self._options, self.row_bytes
         )
 
     def batch_size(self) -> int:
@@ -92,11 +91,11 @@ class Session:
             return batch.feeds
         shapes = {name: array.shape for name, array in batch.feeds.items()}
         out = self._buffers[slot] if self._shapes[slot] == shapes else None
-        with blame(self._record, f"running {batch.names[0]}"):
+        with blame(self._plugin.record, f"running {batch.names[0]}"):
             results = dict(self._runner.run(batch.feeds, out))
         missing = [name for name in self._outputs if name not in results]
         if missing:
-            raise PluginError(f"{self._record} did not return '{missing[0]}'")
+            raise PluginError(f"{self._plugin.record} did not return '{missing[0]}'")
         self._buffers[slot], self._shapes[slot] = results, shapes
         self._bytes = {name: array.nbytes for name, array in results.items()}
         # never less than at first: what the runtime keeps inside does not shrink with the outputs

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ptq_core.arithmetic import Correction
-from ptq_core.calibration import Calibration, Watch, calibrate, fixed_batch, open_session
+from ptq_core.calibration import Calibration, Watch, calibrate, open_session
 from ptq_core.calibration_table import CalibrationTable, content_sha256
 from ptq_core.config import Config
 from ptq_core.equalization import rescale
@@ -19,10 +19,10 @@ from ptq_core.errors import InputError, Location, Problem
 from ptq_core.jobs.choices import find_methods, find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.equalized import equalized
-from ptq_core.jobs.job import Job
+from ptq_core.jobs.job import Job, in_runs
 from ptq_core.planning import MAX_MIN, Plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
-from ptq_core.samples import Sample, fixed_batches
+from ptq_core.samples import Sample
 from ptq_core.types import CalibratorEntry, RunnerEntry
 
 _VERIFIED_SAMPLES = 8
@@ -119,12 +119,9 @@ def measure(
 
 def _whole_runs(job: Job, samples: list[Sample]) -> list[Sample]:
     """The samples, grouped where the model's batch is fixed."""
-    fixed = fixed_batch(job.inputs)
-    if fixed is None:
-        return samples
     return [
         Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
-        for batch in fixed_batches(iter(samples), fixed)
+        for batch in in_runs(job, samples, 1)
     ]
 
 
