@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import comparison, suite
+from benchmarks import archive, comparison, suite, weights
 from benchmarks.cases import Case, example, listed, own
 from benchmarks.measure import Row, table
 from benchmarks.suite import Options
@@ -30,9 +30,11 @@ BENCHMARKS: Mapping[str, Callable[[Case, Options], list[Row]]] = {
     "memory": suite.memory,
     "latency": suite.latency,
     "accuracy": suite.accuracy,
+    "weights": weights.weights,
+    "archive": archive.archive,
     "peers": comparison.peers,
 }
-_ONLY_BY_NAME = {"stages", "peers"}  # they take long
+_ONLY_BY_NAME = {"stages", "weights", "archive", "peers"}  # they take long
 _ROUNDS = {"peers": 3}
 _OTHER_ROUNDS = 5
 

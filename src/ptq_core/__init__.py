@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptq_core.archive import load
     from ptq_core.python import calibrate, quantize
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "calibrate", "quantize"]
+__all__ = ["__version__", "calibrate", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from ptq_core import python
 
         return getattr(python, name)
+    if name == "load":
+        from ptq_core.archive import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

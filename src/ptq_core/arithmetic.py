@@ -19,7 +19,7 @@ from ptq_core.types import QScheme, Range
 _CLIP_TOLERANCE = float(np.finfo(np.float32).eps)
 _MINIMUM_WIDTH = 1e-10  # of a range; seed-semantics section 5 step 1
 _BELOW_HALF = float(np.nextafter(0.5, 0.0))
-_PIECE = 1 << 18  # elements that are quantized at a time
+_PIECE = 1 << 18  # elements that are worked on at a time
 _MAXIMUM_BIAS = 2**30  # half of int32: the other half is left to the accumulator
 
 
@@ -251,9 +251,14 @@ def cosine(reference: NDArray[Any], other: NDArray[Any]) -> float:
 
 def sqnr(reference: NDArray[Any], other: NDArray[Any]) -> float:
     """Signal to quantization noise ratio in dB; infinite where both are equal."""
-    a, b = (np.asarray(x, np.float64) for x in (reference, other))
-    noise = float(((a - b) ** 2).sum())
-    signal = float((a**2).sum())
+    noise = signal = 0.0
+    flat = np.broadcast_arrays(reference, other)
+    wanted, found = (one.reshape(-1) for one in flat)
+    for start in range(0, wanted.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        a, b = (np.asarray(one[piece], np.float64) for one in (wanted, found))
+        noise += float(((a - b) ** 2).sum())
+        signal += float((a**2).sum())
     if noise == 0.0:
         return float("inf")
     return 10.0 * float(np.log10(signal / noise)) if signal > 0.0 else float("-inf")

@@ -90,10 +90,17 @@ def ptq_encodings() -> Iterable[EncodingEntry]:  # type: ignore[empty-body]
 
     Example::
 
+        class Bytes:
+            def encode(self, codes, bits, opset, /):
+                return Encoded(constants={"codes": codes})  # int8 or int16: a Cast is enough
+
+            def decode(self, constants, bits, shape, /):
+                return constants["codes"].reshape(shape)
+
         @hookimpl
         def ptq_encodings():
-            yield EncodingEntry(name="PACKED", summary="codes side by side, no bit wasted",
-                                factory=lambda options: Packed())
+            yield EncodingEntry(name="BYTES", summary="whole bytes",
+                                factory=lambda options: Bytes())
     """
 
 

@@ -21,6 +21,7 @@ def quantize(
     config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
     data: Iterable[Any] | None = None,
     calibration: str | Path | CalibrationTable | None = None,
+    bits: int | None = None,
     target: str | None = None,
     method: str = "MAX_MIN",
     per_channel: bool = True,
@@ -31,16 +32,18 @@ def quantize(
 ) -> Report:
     """Quantize a float32 ONNX model and write the result.
 
-    Without ``config`` this is full quantization with the keyword arguments; with it, the config
-    says everything and ``data``, if given, replaces its samples.
+    Without ``config`` this is full quantization with the keyword arguments, or with ``bits`` weight
+    quantization; with it, the config says everything and ``data``, if given, replaces its samples.
 
     Args:
         model: the ONNX file.
-        output: the file to write; ``<model>_int8.onnx`` beside the model by default.
+        output: the file to write; beside the model by default, see :func:`default_output`.
         config: a config file, or its sections as dicts.
         data: any iterable of arrays (one input) or dicts of arrays (by input name), preprocessed
             as the model takes them; a data loader works.
         calibration: a table of :func:`calibrate` or its file, instead of any samples.
+        bits: only the weights become integers, of so many bits; 0 are mixed bits. Data is optional
+            then.
         target: the device, CPU by default.
         method: the calibrator of activations.
         per_channel: one weight scale per output channel.
@@ -56,12 +59,16 @@ def quantize(
     if data is not None and calibration is not None:
         raise InputError("data and calibration: the ranges come from the one or from the other")
     path = Path(model)
-    destination = Path(output) if output is not None else default_output(path)
     has_data = data is not None or calibration is not None
+    if bits is not None and config is None:
+        values = weight_quant_values(bits, per_channel=per_channel, skip=skip)
+        job = config_from_values(values, has_data=has_data, target=target)
+    else:
+        job = _config(config, has_data, target, method, per_channel, skip)
     return run(
         path,
-        destination,
-        _config(config, has_data, target, method, per_channel, skip),
+        Path(output) if output is not None else default_output(path, job),
+        job,
         host or discover(),
         data=data,
         calibration=Path(calibration) if isinstance(calibration, str) else calibration,
@@ -121,9 +128,13 @@ def calibrate(
     )
 
 
-def default_output(model: Path) -> Path:
-    """Where the result goes if nobody says: beside the model."""
-    return model.with_name(f"{model.stem}_int8.onnx")
+def default_output(model: Path, config: Config) -> Path:
+    """Where the result goes if nobody says: beside the model, ``_int8``, ``_w4`` or ``_mixed``."""
+    bits = config.common.bit_num
+    ending = "int8"
+    if config.common.quant_type == "WEIGHT_QUANT":
+        ending = f"w{bits}" if bits else "mixed"
+    return model.with_name(f"{model.stem}_{ending}.onnx")
 
 
 def default_table(model: Path) -> Path:
@@ -145,6 +156,19 @@ def _config(
         return config_from_values(given, has_data=has_data, target=target)
     values = full_quant_values(method=method, per_channel=per_channel, skip=skip)
     return config_from_values(values, has_data=has_data, target=target)
+
+
+def weight_quant_values(
+    bits: int, *, per_channel: bool = True, skip: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """The sections that weight quantization to so many bits stands for; 0 are mixed bits."""
+    common: dict[str, Any] = {"quant_type": "WEIGHT_QUANT", "bit_num": bits}
+    if skip:
+        common["skip_quant_node"] = list(skip)
+    return {
+        "common_quant_param": common,
+        **({} if per_channel else {"weight_quant_param": {"per_channel": False}}),
+    }
 
 
 def full_quant_values(

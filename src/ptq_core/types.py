@@ -304,6 +304,11 @@ class TargetSpec:
         minimum_opset: the opset that the emitted operators need.
         maximum_opset: the newest opset that the device's importer takes, if it has a limit.
         operators: the rule of each operator type; a type without one stays float.
+        packed_weights: what loads the model knows model-local functions and shifts of integers, or
+            folds them first; otherwise weights take whole bytes.
+        on_the_fly: how weights that stay integers in memory are dequantized: DequantizeLinear, or
+            Cast, Add and Mul where the compiler knows only those.
+        on_the_fly_operators: whose weights can be; empty for all.
     """
 
     activation: QScheme
@@ -313,6 +318,9 @@ class TargetSpec:
     minimum_opset: int = 13
     maximum_opset: int | None = None
     operators: Mapping[str, OperatorRule]
+    packed_weights: bool = True
+    on_the_fly: Literal["dequantize", "cast_add_mul"] = "dequantize"
+    on_the_fly_operators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,25 +343,59 @@ class TargetEntry:
 # -------------------------------------------------------------------- encodings, commands, events
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """Integer codes as constants of a model, and how a runtime gets them back.
+
+    Attributes:
+        constants: arrays by short names (``data``), in the order in which the function takes them.
+        function: an ONNX function in textual syntax, ``<domain, opset_import> Name (a, b, shape) =>
+            (codes) { ... }``, of standard operators only. Its inputs are the constants and then
+            ``shape``, an int64 vector; its output are the codes as float32 of that shape. Core
+            replaces domain and opset; equal names mean equal functions. Empty where the one
+            constant holds the codes in an integer type, so that a Cast is enough.
+    """
+
+    constants: Mapping[str, Array]
+    function: str = ""
+
+
 class Encoding(Protocol):
-    """Stores integer codes of a few bits each as bytes, and gives them back exactly."""
+    """Stores integer codes of a few bits each, and gives them back exactly."""
 
-    def pack(self, codes: Array, bits: int, /) -> bytes:
-        """The bytes that store these codes, ``-2**(bits-1) <= code < 2**(bits-1)``."""
+    def encode(self, codes: Array, bits: int, opset: int, /) -> Encoded:
+        """Store codes, ``-2**(bits-1) <= code < 2**(bits-1)``; the same codes, the same result.
 
-    def unpack(self, data: bytes, bits: int, count: int, /) -> Array:
-        """The ``count`` codes that :meth:`pack` stored."""
+        Args:
+            codes: int8 or int16, any shape.
+            bits: 1 to 16.
+            opset: of the model, at least 13: what the function may use.
+        """
+
+    def decode(self, constants: Mapping[str, Array], bits: int, shape: Sequence[int], /) -> Array:
+        """The codes (int8, or int16 above 8 bits) that :meth:`encode` stored, in this shape."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodingEntry:
-    """A way to store integer weights, chosen by ``encoding = NAME`` in ``[weight_quant_param]``."""
+    """A way to store integer weights, chosen by ``encoding = NAME`` in ``[weight_quant_param]``.
+
+    Attributes:
+        name: as users write it; look-up ignores case.
+        summary: one line for ``ptq plugins list``.
+        factory: makes the encoding from the options.
+        options: frozen dataclass; its fields are the keys of ``[encoding.NAME]``.
+        aliases: other spellings of the name.
+        portable: a runtime decodes it with standard operators; otherwise it is for archives
+            (``ptq pack``) only, and ``Encoded.function`` is empty.
+    """
 
     name: str
     summary: str
     factory: Callable[[Any], Encoding]
     options: type = NoOptions
     aliases: tuple[str, ...] = ()
+    portable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -379,8 +421,8 @@ class Event:
     """Something that happened in a running job.
 
     Attributes:
-        stage: ``prepare``, ``plan``, ``equalize``, ``load``, ``calibrate``, ``correct``, ``emit``,
-            ``verify`` or ``save``.
+        stage: ``prepare``, ``plan``, ``equalize``, ``load``, ``calibrate``, ``correct``, ``tune``,
+            ``weights``, ``emit``, ``verify``, ``save``, ``pack`` or ``unpack``.
         kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.

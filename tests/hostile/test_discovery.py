@@ -137,7 +137,11 @@ def test_all_strangers_off(site, monkeypatch, switch):
 def test_a_built_in_can_be_switched_off_alone(site):
     host = discover(disabled=["arrays"])
     states = {record.entry_point: record.state for record in host.records if record.built_in}
-    assert states == {"arrays": State.DISABLED, "reference_runner": State.ACTIVE}
+    assert states == {
+        "arrays": State.DISABLED,
+        "plain_encoding": State.ACTIVE,
+        "reference_runner": State.ACTIVE,
+    }
     with pytest.raises(InputError, match="plugin 'arrays' is switched off by --no-plugin and may"):
         host.preprocessor("NPY")
 

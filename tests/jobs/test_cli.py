@@ -690,7 +690,7 @@ def test_converter_lite_quantizes(ptq, tmp_path):
     assert done.code == 0, done.err
     assert is_integer(tmp_path / "net.onnx")
     assert "note: --saveType=MINDIR: the result is an ONNX file" in done.out
-    assert "warning: --fp16=on is not available" in done.out
+    assert "warning: fp16 has no effect on full quantization" in done.out
 
 
 def test_converter_lite_reads_bin_as_nhwc(ptq, tmp_path):

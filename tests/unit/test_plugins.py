@@ -287,7 +287,6 @@ def test_known_names_say_what_to_install(kind, name, distribution):
     [
         ("target", "NVGPU"),
         ("target", "DSP"),
-        ("target", "ascend"),
     ],
 )
 def test_names_of_the_guide_that_are_still_to_come(kind, name):

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ptq_core import __version__
-from ptq_core.cli import calibrate, config, converter_lite, plan, plugins, quantize
+from ptq_core.cli import calibrate, config, converter_lite, pack, plan, plugins, quantize
 from ptq_core.cli.state import NoPlugin, NoPlugins, State, Verbose
 from ptq_core.errors import InputError, PluginError, Problem, did_you_mean
 
@@ -28,6 +28,8 @@ def root() -> Any:
         calibrate.calibrate
     )
     app.command("plan", short_help="Show what would become of every node.")(plan.plan)
+    app.command("pack", short_help="Put a model into an archive.")(pack.pack)
+    app.command("unpack", short_help="Give back the model in an archive.")(pack.unpack)
     app.command("converter_lite", short_help="The same, told as converter_lite is told.")(
         converter_lite.converter_lite
     )

@@ -162,9 +162,6 @@ def _optimize(text: str, asked: Asked) -> None:
 def _fp16(text: str, asked: Asked) -> None:
     if _one_of("fp16", text, ("on", "off"), asked) == "on":
         asked.fp16 = True
-        asked.warnings.append(
-            "--fp16=on is not available in this version: what stays float stays float32"
-        )
 
 
 # ---------------------------------------------------------------------- those without an effect

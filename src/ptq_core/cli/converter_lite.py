@@ -84,7 +84,11 @@ def converter_lite(
         problems += asked.contradictions(config)
     if problems or config is None or asked.model is None or asked.output is None:
         raise InputError(problems=problems)
-    settings = Settings(input_shapes=asked.input_shapes, data_layout=asked.data_layout or "NHWC")
+    settings = Settings(
+        input_shapes=asked.input_shapes,
+        data_layout=asked.data_layout or "NHWC",
+        fp16=asked.fp16,
+    )
     return run_job(
         state,
         asked.model,

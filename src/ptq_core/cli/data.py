@@ -42,29 +42,24 @@ def config_from_flags(
     flags: DataFlags,
     model: Path,
     state: State,
+    job: Mapping[str, Mapping[str, Any]],
     *,
     target: str | None,
-    method: str | None,
-    per_channel: bool,
-    skip: Sequence[str],
     settings: Settings,
 ) -> Config:
-    """Full quantization with these samples; asks on a terminal for what pictures need.
+    """The job with these samples; asks on a terminal for what pictures need.
 
     Raises:
         InputError: everything that is missing or wrong, at once.
     """
     from ptq_core.config import config_from_values
-    from ptq_core.python import full_quant_values
 
     inputs = _inputs(model, settings.input_shapes)
     ask = sys.stdin.isatty() and state.out.is_terminal and not state.json
-    values = full_quant_values(method=method or "MAX_MIN", per_channel=per_channel, skip=skip)
     data = data_values(flags, inputs, state.host, ask=ask)
     if data["input_type"] == "BIN" and settings.data_layout is not None:
         data["input_data_format"] = settings.data_layout
-    values["data_preprocess_param"] = data
-    return config_from_values(values, target=target)
+    return config_from_values({**job, "data_preprocess_param": data}, target=target)
 
 
 def rendered(config: Config) -> str:

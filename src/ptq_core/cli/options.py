@@ -132,6 +132,31 @@ PerLayer = Annotated[
         help="One weight scale for a whole layer instead of one for each output channel.",
     ),
 ]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=16,
+        rich_help_panel=_QUANTIZATION,
+        help="Weights only, in so many bits; the model computes in float. 0: mixed bits.",
+    ),
+]
+Fp16 = Annotated[
+    bool,
+    typer.Option(
+        "--fp16",
+        rich_help_panel=_QUANTIZATION,
+        help="Store what stays float as float16 (weights only).",
+    ),
+]
+SaveScales = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_QUANTIZATION,
+        help="Keep the scales that mixed bits have found, to use them again (key 'scales').",
+    ),
+]
 Skip = Annotated[
     list[str] | None,
     typer.Option(
@@ -222,7 +247,7 @@ def read_options(
     from ptq_core.cli.pictures import PictureFlags
     from ptq_core.config import config_from_values, load_config, parse_input_shape
     from ptq_core.jobs import Settings
-    from ptq_core.python import full_quant_values
+    from ptq_core.python import full_quant_values, weight_quant_values
 
     file, target, skip = (params[name] for name in ("config", "target", "skip"))
     method = None if methods else params["method"]
@@ -239,41 +264,43 @@ def read_options(
         skip_bad=params["skip_bad"],
         input_shapes=parse_input_shape(shapes, option="--input-shape") if shapes else {},
         data_layout=_text(params["input_data_format"]),  # type: ignore[arg-type]
+        fp16=params.get("fp16", False),
+        save_scales=params.get("save_scales"),
     )
+    bits, per_channel = params.get("bits"), not params["per_layer"]
     if stored is not None:
         _refuse_beside_table(stored, flags.given())
     shown = None
     if file is not None:
         flagged: dict[str, object] = dict.fromkeys(flags.given(), True)
         flagged["--per-layer"] = params["per_layer"]
+        flagged["--bits"] = bits is not None
         if stored is None:
             flagged["--method"] = method
         refuse_beside_config(file, flagged)
         job = load_config(Path(file), has_data=stored is not None, target=target)
         job = _with_method(with_skip(job, skip or ()), method)
         _refuse_other_layout(job, settings.data_layout)
-    elif stored is not None:
-        values = full_quant_values(
-            method=method or "MAX_MIN", per_channel=not params["per_layer"], skip=skip or ()
-        )
-        job = config_from_values(values, has_data=True, target=target)
-    elif not flags.data:
-        raise InputError(
-            "there is no data to calibrate with",
-            hint="give --data DIR, a folder of samples, or -c CONFIG; "
-            "`ptq config new full_quant -o full_quant.cfg` writes a config to start from",
-        )
     else:
-        job = config_from_flags(
-            flags,
-            Path(params["model"]),
-            state,
-            target=target,
-            method=method,
-            per_channel=not params["per_layer"],
-            skip=skip or (),
-            settings=settings,
-        )
+        if bits is None:
+            values = full_quant_values(
+                method=method or "MAX_MIN", per_channel=per_channel, skip=skip or ()
+            )
+        else:
+            _refuse_beside_bits(method, stored)
+            values = weight_quant_values(bits, per_channel=per_channel, skip=skip or ())
+        if flags.data:
+            model = Path(params["model"])
+            job = config_from_flags(flags, model, state, values, target=target, settings=settings)
+        elif stored is not None or bits is not None:
+            job = config_from_values(values, has_data=True, target=target)
+        else:
+            raise InputError(
+                "there is no data to calibrate with",
+                hint="give --data DIR, a folder of samples, or -c CONFIG; "
+                "`ptq config new full_quant -o full_quant.cfg` writes a config to start from; "
+                "--bits 8 makes only the weights smaller, without data",
+            )
     job = _with_runner(job, state.host, params["runner"], params["threads"])
     if flags.data:
         shown = rendered(job)
@@ -322,6 +349,16 @@ def _refuse_beside_table(table: Path, given: Sequence[str]) -> None:
             f"{', '.join(given)} and --calibration: the ranges come from samples or from {table}, "
             "not from both",
             hint="leave out the one or the other",
+        )
+
+
+def _refuse_beside_bits(method: str | None, table: Path | None) -> None:
+    given = {"--method": method, "--calibration": table}
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise InputError(
+            f"{', '.join(names)} and --bits: weights alone need no ranges of activations",
+            hint="leave out --bits for full quantization",
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ptq_core.cli.options import (
+    Bits,
     Method,
     PerLayer,
     Skip,
@@ -20,7 +21,8 @@ from ptq_core.cli.state import Json, NoPlugin, NoPlugins, State, Verbose
 if TYPE_CHECKING:
     from ptq_core.jobs import Report
 
-_STYLES = {"integer": "green", "fused": "green", "float": "yellow", "guarded": "yellow"}
+_STYLES = {"integer": "green", "fused": "green", "float": "yellow", "guarded": "yellow",
+           "weights": "green"}  # fmt: skip
 
 
 def plan(
@@ -36,6 +38,7 @@ def plan(
         ),
     ] = None,
     json: Json = False,
+    bits: Bits = None,
     target: Target = None,
     method: Method = None,
     per_layer: PerLayer = False,
@@ -44,20 +47,26 @@ def plan(
     no_plugin: NoPlugin = None,
     no_plugins: NoPlugins = False,
 ) -> int:
-    """Show what full quantization would do with every node of MODEL, and why. Needs no data."""
+    """Show what quantization would do with every node of MODEL, and why. Needs no data."""
     from ptq_core.config import config_from_values, load_config
     from ptq_core.jobs import plan_job
-    from ptq_core.python import full_quant_values
+    from ptq_core.python import full_quant_values, weight_quant_values
 
     state: State = context.obj
     state.start_logging()
     if config is not None:
-        refuse_beside_config(config, {"--method": method, "--per-layer": per_layer})
+        refuse_beside_config(
+            config,
+            {"--method": method, "--per-layer": per_layer, "--bits": bits is not None},
+        )
         job = with_skip(load_config(config, has_data=True, target=target), skip or ())
     else:
-        values = full_quant_values(
-            method=method or "MAX_MIN", per_channel=not per_layer, skip=skip or ()
-        )
+        if bits is None:
+            values = full_quant_values(
+                method=method or "MAX_MIN", per_channel=not per_layer, skip=skip or ()
+            )
+        else:
+            values = weight_quant_values(bits, per_channel=not per_layer, skip=skip or ())
         job = config_from_values(values, has_data=True, target=target)
     report = plan_job(model, job, state.host)
     report.warnings += state.host.warnings

@@ -19,12 +19,16 @@ _DOING = {
     "prepare": "preparing the model",
     "plan": "deciding on every node",
     "equalize": "equalizing channels",
-    "load": "loading calibrators and model",
+    "load": "loading the model and samples",
     "calibrate": "measuring activations",
     "correct": "correcting biases",
+    "tune": "searching for the scales of weights",
+    "weights": "quantizing weights",
     "emit": "writing integers into the graph",
     "verify": "comparing with the float model",
     "save": "writing the file",
+    "pack": "packing constants",
+    "unpack": "restoring constants",
 }
 
 _log = logging.getLogger("ptq")

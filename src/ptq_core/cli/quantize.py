@@ -18,7 +18,10 @@ def quantize(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="The result; MODEL_int8.onnx by default."
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="The result; by default MODEL_int8.onnx, or MODEL_w4.onnx with --bits 4.",
         ),
     ] = None,
     json: Json = False,
@@ -38,6 +41,9 @@ def quantize(
             help="Take the ranges from a table of `ptq calibrate`; no sample is read.",
         ),
     ] = None,
+    bits: options.Bits = None,
+    fp16: options.Fp16 = False,
+    save_scales: options.SaveScales = None,
     target: options.Target = None,
     method: options.Method = None,
     per_layer: options.PerLayer = False,
@@ -60,6 +66,8 @@ def quantize(
     ptq quantize model.onnx --data pictures --mean 127.5 --std 127.5 --resize 224x224
 
     ptq quantize model.onnx --calibration model_calibration.json --method KL
+
+    ptq quantize model.onnx --bits 4
     """
     from ptq_core.cli.running import run_job
     from ptq_core.python import default_output
@@ -70,7 +78,7 @@ def quantize(
     return run_job(
         state,
         model,
-        output if output is not None else default_output(model),
+        output if output is not None else default_output(model, asked.config),
         asked.config,
         asked.settings,
         calibration=calibration,

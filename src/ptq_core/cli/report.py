@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ptq_core.cli.weights import print_weights, weights_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ptq_core.types import Range
     from ptq_core.verification import Verification
 
-DECISIONS = ("integer", "fused", "float", "guarded", "untouched")
+DECISIONS = ("integer", "fused", "weights", "float", "guarded", "untouched")
 _GROUPS = 10  # of float operators in the summary; `ptq plan` shows all
 _NAMES = 3  # of nodes in a group
 _SUSPECTS = 5
@@ -38,6 +40,8 @@ def report_json(report: Report) -> dict[str, Any]:
         "nodes": counts(report.plan),
         "float_operators": [node_json(node) for node in stay_float(report.plan)],
         "tensors": tensors_json(report.ranges, report.estimates),
+        "weights": weights_json(report.weights),
+        "generated": report.generated,
         "verification": None
         if report.verification is None
         else verification_json(report.verification),
@@ -116,8 +120,8 @@ def stay_float(plan: Plan) -> list[NodePlan]:
 # ------------------------------------------------------------------------------- for people
 
 
-def print_report(console: Console, report: Report) -> None:
-    """What was written, how close it is, what stayed float, what to look at."""
+def print_report(console: Console, report: Report, *, every: bool = False) -> None:
+    """What was written, how close it is, what stayed float, what to look at; ``every`` weight."""
     for path in report.files[:1]:
         before, after = report.bytes_before, report.bytes_after
         smaller = f", {before / after:.2f}x smaller" if before > after else ""
@@ -125,10 +129,12 @@ def print_report(console: Console, report: Report) -> None:
     for path in report.files[1:]:
         console.print(f"  and {path}")
     if report.verification is not None:
-        for line in closeness(report.verification):
+        for line in closeness(report.verification, generated=report.generated):
             console.print(line)
     for line in _estimate_lines(report):
         console.print(line)
+    if report.weights:
+        print_weights(console, report, every=every)
     console.print(f"operators for {report.target}: {described_counts(report.plan)}")
     for line in _float_lines(report):
         console.print(f"  {line}")
@@ -171,6 +177,8 @@ def print_missed(console: Console, report: Report, other_methods: Sequence[str])
         console.print(f"to go on: --skip {name} leaves the first of them in float (repeatable)")
     if other_methods:
         console.print(f"or another activation_quant_method: {', '.join(other_methods)}")
+    if report.weights:
+        console.print("to go on: more bits, or data (--data DIR) to correct the layers with")
     for path in report.files[:1]:
         console.print(f"the file was kept: {path}")
 
@@ -187,10 +195,13 @@ def described_counts(plan: Plan) -> str:
     texts = {
         "integer": "{} integer",
         "fused": "{} fused into them",
+        "weights": "{} with integer weights",
         "float": "{} float",
         "guarded": "{} float and guarded against the runtime's own quantization",
         "untouched": "{} handle only shapes and indices",
     }
+    if plan.constants:
+        texts |= {"float": "{} with float weights", "untouched": "{} without weights"}
     return ", ".join(texts[name].format(number) for name, number in found.items() if number)
 
 
@@ -204,9 +215,9 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit in ("bytes", "kB") else f"{value:.1f} {unit}"
 
 
-def closeness(found: Verification) -> Iterator[str]:
+def closeness(found: Verification, *, generated: bool = False) -> Iterator[str]:
     """A line for each output that was compared."""
-    which = "unseen" if found.held_out else "calibration"
+    which = "generated" if generated else "unseen" if found.held_out else "calibration"
     if not found.samples:
         yield "not compared with the float model: there were no samples"
     elif not found.outputs:

@@ -59,10 +59,10 @@ def run_job(
         given = {} if shown_config is None else {"config": shown_config}
         state.print_json({**report_json(report), **given, "exit_code": int(code)})
     else:
-        print_report(state.out, report)
+        print_report(state.out, report, every=state.verbose > 0)
     if not report.passed:
-        used = config.full.activation_quant_method if config.full is not None else ""
-        names = [one.entry.name for one in host.entries("calibrator")]
-        others = [name for name in names if name.casefold() != used.casefold()]
+        used = config.full.activation_quant_method if config.full is not None else None
+        names = [one.entry.name for one in host.entries("calibrator") if used is not None]
+        others = [name for name in names if name.casefold() != (used or "").casefold()]
         print_missed(state.err, report, others)
     return code

@@ -68,11 +68,9 @@ class Draft:
 
     def uses_data(self) -> bool:
         """Whether the job reads samples where the config names some."""
-        tuned = self.common.bit_num == 0 and self.mixed.auto_tune
         return (
-            self.job() == "FULL_QUANT"
+            self.job() in ("FULL_QUANT", "WEIGHT_QUANT")
             or self.common.debug_info_save_path is not None
-            or (self.job() == "WEIGHT_QUANT" and tuned)
         )
 
     def line(self, key: str, value: str) -> str:
@@ -84,6 +82,7 @@ def errors(draft: Draft) -> Iterator[Problem]:
     """Everything that the job cannot be run with."""
     yield from _common(draft)
     yield from _on_the_fly(draft)
+    yield from _weights(draft)
     yield from _required_data(draft)
     yield from _pictures(draft)
     yield from _devices(draft)
@@ -153,6 +152,15 @@ def _on_the_fly(draft: Draft) -> Iterator[Problem]:
             *where,
             f"add the line {draft.line('provider', 'ge')} to a section [{ASCEND}]",
         )
+
+
+def _weights(draft: Draft) -> Iterator[Problem]:
+    compensates = draft.weight.quant_strategy == "GPTQ" and draft.common.bit_num
+    without_data = not draft.has_data and not draft.present(DATA)
+    if draft.job() == "WEIGHT_QUANT" and compensates and without_data:
+        message = "quant_strategy = GPTQ measures on samples which weights matter"
+        hint = f"add a section [{DATA}], or take MSE, which needs no samples"
+        yield problem(draft, message, WEIGHT, "quant_strategy", hint)
 
 
 def _required_data(draft: Draft) -> Iterator[Problem]:

@@ -42,9 +42,22 @@ def warnings(draft: Draft) -> Iterator[Problem]:
             yield problem(
                 draft, f"{what} has no effect with {_described(draft)}: {reason}", section
             )
-    if mixed and draft.mixed.auto_tune and draft.written(MIXED, "init_scale"):
-        message = "'init_scale' has no effect with auto_tune=true, which searches for it"
-        yield problem(draft, message, MIXED, "init_scale")
+    searched = "has no effect with auto_tune=true, which searches for it"
+    given = "has no effect with scales, which are given"
+    if mixed and draft.mixed.scales:
+        for key in ("init_scale", "auto_tune"):
+            if draft.written(MIXED, key) and (key != "auto_tune" or draft.mixed.auto_tune):
+                yield problem(draft, f"'{key}' {given}", MIXED, key)
+    elif mixed and draft.mixed.auto_tune and draft.written(MIXED, "init_scale"):
+        yield problem(draft, f"'init_scale' {searched}", MIXED, "init_scale")
+    if mixed and not draft.mixed.auto_tune and draft.written(MIXED, "target_cosine"):
+        message = "'target_cosine' has no effect without auto_tune=true"
+        yield problem(draft, message, MIXED, "target_cosine")
+    if mixed:
+        for key in ("per_channel", "quant_strategy", "group_size"):
+            if draft.written(WEIGHT, key):
+                message = f"'{key}' has no effect with bit_num=0: a weight has one step"
+                yield problem(draft, message, WEIGHT, key)
     if job == "WEIGHT_QUANT" and draft.weight.encoding and not draft.common.enable_encode:
         message = "'encoding' has no effect with enable_encode=false"
         yield problem(draft, message, WEIGHT, "encoding")

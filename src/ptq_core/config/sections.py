@@ -18,6 +18,7 @@ ImageFormat = Literal["RGB", "GRAY", "BGR"]
 ResizeMethod = Literal["LINEAR", "NEAREST", "CUBIC"]
 DataFormat = Literal["NCHW", "NHWC"]
 DynamicStrategy = Literal["ALWC", "ACWL"]
+WeightStrategy = Literal["MAX_MIN", "MSE", "GPTQ"]
 
 _LARGEST = 65535
 
@@ -53,19 +54,32 @@ class CommonQuantParam(SectionModel):
 
 
 class WeightQuantParam(SectionModel):
-    """``[weight_quant_param]``; ``encoding``, the name of an encoding plugin, is ours."""
+    """``[weight_quant_param]``; the last three keys are ours.
+
+    ``encoding`` is the name of an encoding plugin, ``quant_strategy`` how codes are found (None:
+    MSE up to 8 bits, MAX_MIN above), ``group_size`` how many weights share a scale (0: a channel;
+    None: 64 for MatMul and Gemm).
+    """
 
     dequant_strategy: Annotated[DequantStrategy | None, _one_of(DequantStrategy)] = None
     per_channel: _Boolean = True
     bias_correction: _Boolean = True
     encoding: _OptionalText = None
+    quant_strategy: Annotated[WeightStrategy | None, _one_of(WeightStrategy)] = None
+    group_size: Annotated[int | None, BeforeValidator(values.whole(0, _LARGEST))] = None
 
 
 class MixedBitWeightQuantParam(SectionModel):
-    """``[mixed_bit_weight_quant_param]``, in effect with ``bit_num = 0``."""
+    """``[mixed_bit_weight_quant_param]``, in effect with ``bit_num = 0``.
+
+    ``scales``, a file with the scales that an earlier run has found, and ``target_cosine``, what
+    auto_tune aims at, are ours.
+    """
 
     init_scale: Annotated[float, BeforeValidator(values.open_interval(0, 1))] = 0.02
     auto_tune: _Boolean = False
+    scales: _OptionalText = None
+    target_cosine: Annotated[float, BeforeValidator(values.open_interval(0, 1))] = 0.995
 
 
 class FullQuantParam(SectionModel):
@@ -130,7 +144,7 @@ RUNNER_KEYS = ("name",)
 
 # What the original tool reads and ptq has no use for. Such a key is accepted, and said.
 NO_EFFECT_KEYS: dict[str, tuple[str, ...]] = {
-    "weight_quant_param": ("update_mindir", "max_segments", "quant_strategy"),
+    "weight_quant_param": ("update_mindir", "max_segments"),
     "mixed_bit_weight_quant_param": ("use_cv_data", "max_iterations"),
     "full_quant_param": ("smooth_alpha", "enable_smooth_shift"),
 }

@@ -123,7 +123,12 @@ def _fixed_bit_weight_quant(target: str) -> _Sections:
             _Setting(
                 "quant_type", "WEIGHT_QUANT", "Weights become integers; the model runs in float32."
             ),
-            _Setting("bit_num", 8, "1 to 16. Fewer bits: a smaller file, and less accuracy."),
+            _Setting(
+                "bit_num",
+                8,
+                "1 to 16. Fewer bits: a smaller file, and less accuracy. 8 needs nothing else; at\n"
+                "4 and fewer look at what is said of samples and quant_strategy below.",
+            ),
             _SIZE,
             _CHANNEL,
             _SKIP,
@@ -138,12 +143,34 @@ def _fixed_bit_weight_quant(target: str) -> _Sections:
         "weight_quant_param": [
             _PER_CHANNEL,
             _Setting(
-                "bias_correction", True, "Correct mean and variance of the weights. Recommended."
+                "bias_correction",
+                True,
+                "Correct mean and variance of the weights; where there are samples, biases and\n"
+                "scales of the layers as well, which decides at 4 bits and fewer. Recommended.\n"
+                "For samples add a section [data_preprocess_param] like that of\n"
+                "`ptq config new full_quant`.",
+            ),
+            _Setting(
+                "quant_strategy",
+                "MSE",
+                "How codes are found, MSE up to 8 bits if this is not set.\n"
+                "MSE: the grid with the least squared error; needs no samples.\n"
+                "GPTQ: keeps what layers give on samples; the best at 4 bits and fewer, slower.\n"
+                "MAX_MIN: from the smallest to the largest weight, as MindSpore Lite does.",
+                active=False,
+            ),
+            _Setting(
+                "group_size",
+                32,
+                "So many weights share a scale; 32 cost a bit for each weight. Not set: 64 for\n"
+                "MatMul and Gemm, all of a channel elsewhere. For 4 bits and fewer.",
+                active=False,
             ),
             _Setting(
                 "dequant_strategy",
                 "ON_THE_FLY",
-                "Weights stay integers in memory and become float where they are used.",
+                "Weights stay integers in memory and are dequantized on every run. Not for\n"
+                "convolutional networks, which it slows down.",
                 active=ascend,
             ),
         ],
@@ -157,8 +184,10 @@ def _mixed_bit_weight_quant(target: str) -> _Sections:
             _Setting(
                 "quant_type", "WEIGHT_QUANT", "Weights become integers; the model runs in float32."
             ),
-            _Setting("bit_num", 0, "0: the number of bits is searched for each layer."),
-            _Setting("min_quant_weight_size", 5000, _SIZE.comment),
+            _Setting(
+                "bit_num", 0, "0: a step for each weight, and as many bits as its codes carry."
+            ),
+            _SIZE,
             _Setting("min_quant_weight_channel", 5, _CHANNEL.comment),
             _SKIP,
             _DEBUG,
@@ -167,13 +196,17 @@ def _mixed_bit_weight_quant(target: str) -> _Sections:
             _Setting(
                 "init_scale",
                 0.02,
-                "Between 0 and 1. Larger: a smaller file, less accuracy. 0.02 is like 6 to 7 bits.",
+                "The relative error of each weight, between 0 and 1. Larger: a smaller file, less\n"
+                "accuracy. 0.02 takes about 6 bits a weight, 0.05 about 4.7.",
             ),
             _Setting(
                 "auto_tune",
                 True,
-                "Search for init_scale such that the outputs keep a cosine similarity of about\n"
-                "0.995; init_scale above has no effect then.",
+                "Search a step for each weight such that the outputs keep a cosine similarity of\n"
+                "about 0.995; init_scale above has no effect then. Smaller at equal closeness.\n"
+                "Give samples: add a section [data_preprocess_param] like that of\n"
+                "`ptq config new full_quant`. --save-scales keeps what was found, for the key\n"
+                "scales.",
                 active=False,
             ),
         ],

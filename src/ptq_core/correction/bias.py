@@ -66,6 +66,7 @@ def correct_bias(
     runner: Registered[RunnerEntry],
     options: Any,
     progress: Callable[[int], None],
+    margin: float = 0.0,
 ) -> BiasCorrection:
     """Corrections for the layers of a quantized model.
 
@@ -80,6 +81,8 @@ def correct_bias(
         runner: executes both.
         options: its options.
         progress: called with the number of samples that are done.
+        margin: by which the outputs have to come closer, in dB, on those held back; else all
+            corrections are undone.
     """
     twin = make_twin(floats, quantized, plan.weights)
     run = _Run(twin, runner, options)
@@ -105,7 +108,7 @@ def correct_bias(
     if len(helps) < len(found):
         kept = {layer: state[layer] if layer in helps else zero[layer] for layer in state}
         _, after = run.judge(held_back, kept)
-    if before is not None and after is not None and after < before:
+    if before is not None and after is not None and after < before + margin:
         return BiasCorrection(undone=tuple(found), before=before, after=after)
     return BiasCorrection(
         layers={layer: found[layer] for layer in found if layer in helps},

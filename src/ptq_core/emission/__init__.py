@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ptq_core.emission.biases import correct_biases, correctable, corrected_weight
 from ptq_core.emission.qdq import emit
+from ptq_core.emission.weights import WeightWriter
 
-__all__ = ["emit"]
+__all__ = ["WeightWriter", "correct_biases", "correctable", "corrected_weight", "emit"]

@@ -6,7 +6,7 @@ onnxruntime fuses neither Add nor Mul and refuses AveragePool.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ptq_core.arithmetic import (
     weight_parameters,
     widen_for_bias,
 )
+from ptq_core.emission.names import Names
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
 from ptq_core.graph.prepared import Prepared
@@ -67,12 +68,12 @@ def emit(
         _add_bias(emitter, nodes[key], bias)
     common.RemoveUnusedNodesPass()(prepared.model)
     graph.sort()
-    _forget_shapes(graph)
+    forget_shapes(graph)
     prepared.model.ir_version = max(prepared.model.ir_version or 0, _MINIMUM_IR_VERSION)
     return prepared.model
 
 
-def _forget_shapes(graph: ir.Graph) -> None:
+def forget_shapes(graph: ir.Graph) -> None:
     """Drop the shapes of inner tensors: runtimes infer their own.
 
     The file is smaller, and onnxruntime does not use them to merge residual Adds into layer
@@ -91,35 +92,16 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     return {name: value for name, value in values.items() if name}
 
 
-def _names(graph: ir.Graph) -> Iterator[str]:
-    """Every name in the graph, of tensors and of nodes."""
-    for value in (*graph.inputs, *graph.initializers.values()):
-        yield value.name or ""
-    for node in graph:
-        yield node.name or ""
-        for output in node.outputs:
-            yield output.name or ""
-
-
 class _Emitter:
     """Makes nodes and constants, each constant once, under names that the model does not use."""
 
     def __init__(self, model: ir.Model, parameters: Mapping[str, QParams]) -> None:
         self.graph = model.graph
         self.parameters = parameters
-        self._taken = {name for graph in model.graphs() for name in _names(graph)}
+        self.name = Names(model).free
         self._constants: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[str, bytes], ir.Value] = {}
         self._codes: dict[tuple[str, bytes], ir.Value] = {}
-
-    def name(self, wanted: str) -> str:
-        """A name that is free; the wanted one, or with a number behind it."""
-        unique, count = wanted, 0
-        while unique in self._taken:
-            count += 1
-            unique = f"{wanted}_{count}"
-        self._taken.add(unique)
-        return unique
 
     def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A new constant, called so or nearly so."""

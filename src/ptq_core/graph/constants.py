@@ -15,6 +15,8 @@ from ptq_core.graph.prepared import Prepared
 # Folding a constant must not make the file much larger (a ConstantOfShape of a whole picture).
 _LARGEST_FOLDED = 1 << 20
 
+_LARGE = 1024  # elements of a constant that is not worth having twice
+
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
      "Bernoulli"}
@@ -37,8 +39,14 @@ def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     return value
 
 
-def fold_constants(prepared: Prepared) -> bool:
-    """Replace nodes that compute with constants only by their results."""
+def fold_constants(prepared: Prepared, *, keep_shared: bool = False) -> bool:
+    """Replace nodes that compute with constants only by their results.
+
+    Args:
+        prepared: the model.
+        keep_shared: not where a large constant has other readers, which would keep it in the file
+            beside the result.
+    """
     graph = prepared.model.graph
     opset = graph.opset_imports.get("", 1)
     folded = False
@@ -48,6 +56,7 @@ def fold_constants(prepared: Prepared) -> bool:
             or has_subgraph(node)
             or node.op_type in _RANDOM
             or _used_as_output(node)
+            or (keep_shared and _reads_shared(node))
         ):
             continue
         results = _static_shape(node) or _computed(node, opset)
@@ -61,6 +70,16 @@ def fold_constants(prepared: Prepared) -> bool:
         prepared.removed[node.name or ""] = "computes with constants only; its result is stored"
         folded = True
     return folded
+
+
+def _reads_shared(node: ir.Node) -> bool:
+    return any(
+        value is not None
+        and value.const_value is not None
+        and value.const_value.size > _LARGE
+        and len({use.node for use in value.uses()}) > 1
+        for value in node.inputs
+    )
 
 
 def _used_as_output(node: ir.Node) -> bool:

@@ -26,6 +26,21 @@ LINEAR = {
     "MatMul": LinearOperator(bias=None),
 }
 
+# Inputs that may be constant weights, of every operator that has such.
+WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "Gather": (0,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+}
+
+# A table's rows and a recurrent layer's gates are no output channels.
+WITHOUT_CHANNELS = frozenset({"Gather", "LSTM", "GRU", "RNN"})
+
 # Operators of a model that somebody quantized already.
 QUANTIZED = frozenset(
     {
@@ -79,6 +94,47 @@ def channel_axis(node: ir.Node, rank: int) -> int:
             return rank - 1
         case _:
             return 0
+
+
+def weight_positions(node: ir.Node) -> tuple[int, ...]:
+    """The inputs of the node that may be weights; those that are not there are left out."""
+    known = WEIGHTS.get(node.op_type, ()) if is_standard(node) else ()
+    return tuple(position for position in known if position < len(node.inputs))
+
+
+def channel_axes(node: ir.Node, position: int, rank: int) -> tuple[int, ...]:
+    """The axes of weights that keep a scale for each index: output channels, or a table's rows.
+
+    Source: seed-semantics section 2.4; recurrent weights have one for each row of each gate.
+    """
+    match node.op_type:
+        case "Gather":
+            return (int(attribute(node, "axis", 0)) % max(rank, 1),)
+        case "LSTM" | "GRU" | "RNN":
+            return (0, 1)
+        case "Gemm" if position == 0:
+            return (1 if attribute(node, "transA", 0) else 0,)
+        case "MatMul" if position == 0:
+            return (max(rank - 2, 0),)
+        case "ConvTranspose":
+            weight = node.inputs[1]
+            depthwise = int(attribute(node, "group", 1)) > 1 and static_shape(weight)[1:2] == (1,)
+            return (0,) if depthwise else (1,)
+        case _:
+            return (channel_axis(node, rank),)
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape of a constant."""
+    tensor = None if value is None else value.const_value
+    return () if tensor is None else tuple(int(dim) for dim in tensor.shape.numpy())
+
+
+def stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer that nobody can override, of any graph; it is not read."""
+    if not value.is_initializer() or value.is_graph_input():
+        return None
+    return value.const_value
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

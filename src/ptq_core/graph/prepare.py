@@ -31,17 +31,20 @@ from ptq_core.graph.pads import channel_pad_to_convolution, merge_pads
 from ptq_core.graph.prepared import Prepared, merge_into, only_consumer, replace_node, swap_node
 
 
-def prepare(model: ir.Model, minimum_opset: int) -> Prepared:
+def prepare(model: ir.Model, minimum_opset: int, *, integers: bool = True) -> Prepared:
     """Prepare the model in place, and say what was done.
 
     Args:
         model: a float model; ownership passes to the result.
         minimum_opset: the opset that the emitted operators need; an older model is upgraded.
+        integers: the model will compute in integers; otherwise what only integer kernels profit
+            from is left out, and a constant that others read, too, is not folded into a second one.
 
     Raises:
         ModelError: an upgrade of the opset is needed and fails.
     """
     prepared = Prepared(model=model)
+    _use_short_domain(model)
     model.graph.sort()
     _name_nodes(model, {})
     _widen_half(prepared)
@@ -53,19 +56,26 @@ def prepare(model: ir.Model, minimum_opset: int) -> Prepared:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(prepared.model)
     _infer_shapes(prepared)
     _remove_pass_through(prepared)
-    while fold_constants(prepared):  # a folded Shape can make further ones constant
+    # a folded Shape can make further ones constant
+    while fold_constants(prepared, keep_shared=not integers):
         _infer_shapes(prepared)
-    for rewrite in (
-        _fold_affine,
-        merge_pads,
-        _mean_to_pool,
-        channel_pad_to_convolution,
-    ):
+    for_integers = (_mean_to_pool, channel_pad_to_convolution) if integers else ()
+    for rewrite in (_fold_affine, merge_pads, *for_integers):
         _each_node(prepared, rewrite)
     common.RemoveUnusedNodesPass()(prepared.model)
     _forget_unknown_shapes(prepared.model.graph)
     _infer_shapes(prepared)
     return prepared
+
+
+def _use_short_domain(model: ir.Model) -> None:
+    """ONNX's own domain has two names, "" and "ai.onnx"; ask for the opset of the former only."""
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:
+        imports.setdefault("", imports.pop("ai.onnx"))
+    for node in model.graph.all_nodes():
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _name_nodes(model: ir.Model, known: Mapping[str, str]) -> None:

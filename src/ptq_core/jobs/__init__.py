@@ -1,21 +1,25 @@
-"""The recipes. ``full`` is full quantization, its stages in their order; ``calibrate`` a part."""
+"""The recipes: ``full`` and ``weight``, their stages in order; ``run`` chooses by the config."""
 
 from __future__ import annotations
 
 from ptq_core.jobs.calibrate import CalibrationReport, MethodReport, calibration_job
 from ptq_core.jobs.choices import find_target
-from ptq_core.jobs.full import full_quant, plan_job, run, tensor_parameters
-from ptq_core.jobs.report import Report, Settings
+from ptq_core.jobs.full import full_quant, tensor_parameters
+from ptq_core.jobs.report import Report, Settings, StoredWeight
+from ptq_core.jobs.run import plan_job, run
+from ptq_core.jobs.weight import weight_quant
 
 __all__ = [
     "CalibrationReport",
     "MethodReport",
     "Report",
     "Settings",
+    "StoredWeight",
     "calibration_job",
     "find_target",
     "full_quant",
     "plan_job",
     "run",
     "tensor_parameters",
+    "weight_quant",
 ]

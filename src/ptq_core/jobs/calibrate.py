@@ -26,10 +26,10 @@ from ptq_core.calibration_table import (
     write_text,
 )
 from ptq_core.config import Config
-from ptq_core.errors import InputError, Location, Problem
+from ptq_core.errors import ConfigError, InputError, Location, Problem
 from ptq_core.estimates import TensorEstimate
 from ptq_core.jobs.choices import asked_methods, find_reader, find_runner
-from ptq_core.jobs.full import build, not_available
+from ptq_core.jobs.full import build
 from ptq_core.jobs.job import Job
 from ptq_core.jobs.measured import Measured, measure, plan_sha256
 from ptq_core.jobs.report import Settings
@@ -122,7 +122,11 @@ def calibration_job(
         PluginError: a plugin failed; nothing was written.
     """
     if config.common.quant_type != "FULL_QUANT":
-        raise not_available(config)
+        raise ConfigError(
+            f"quant_type = {config.common.quant_type}: ranges are for FULL_QUANT",
+            location=config.locate("common_quant_param", "quant_type"),
+            hint="calibrate with a config for full quantization",
+        )
     _check(model, output, tensorrt, config, host, methods)
     asked = asked_methods(config, host, methods)
     reader = find_reader(config, host) if data is None else None

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ptq_core.calibration import Method
 from ptq_core.config import Config, resolve_path, validate_options
 from ptq_core.errors import ConfigError, DataError, InputError, Problem
 from ptq_core.jobs.job import Job
-from ptq_core.plugins import PluginHost, PluginRecord, Registered
+from ptq_core.plugins import PluginHost, PluginRecord, Registered, blame
 from ptq_core.samples import (
     Samples,
     samples_from_arrays,
     samples_from_files,
 )
 from ptq_core.targets import is_target_file, target_from_toml
-from ptq_core.types import CalibratorEntry, PreprocessorEntry, RunnerEntry, TargetEntry
+from ptq_core.types import (
+    CalibratorEntry,
+    Encoding,
+    EncodingEntry,
+    PreprocessorEntry,
+    RunnerEntry,
+    TargetEntry,
+)
 
+PLAIN = "PLAIN"  # the encoding that is always there
+_WHOLE_BYTES = (8, 16)  # widths that need no packing
 _PREFERRED_RUNNERS = ("onnxruntime", "reference")
 
 
@@ -112,6 +121,54 @@ def find_runner(job: Job) -> tuple[Registered[RunnerEntry], Any]:
                 "pip install ptq-runner-onnxruntime"
             )
     return runner, _options(job, "runner", runner)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightEncoding:
+    """How integer weights are stored."""
+
+    name: str
+    entry: Registered[EncodingEntry]
+    codec: Encoding
+
+
+def find_weight_encoding(job: Job) -> WeightEncoding:
+    """The encoding that the config names, else the one for its number of bits."""
+    config, spec = job.config, job.target.spec
+    bits, named = config.common.bit_num, config.weight.encoding
+    on_the_fly = config.weight.dequant_strategy is not None
+    packed = spec.packed_weights and not (on_the_fly and spec.on_the_fly == "cast_add_mul")
+    if not config.common.enable_encode:
+        name = PLAIN
+    elif named is not None:
+        name = named
+    elif bits in _WHOLE_BYTES or not packed:
+        name = PLAIN
+        if bits not in _WHOLE_BYTES:
+            job.report.warnings.append(
+                f"{job.target.name} takes weights in whole bytes only: the file is as large as "
+                f"with {8 if bits <= 8 else 16} bits"
+            )
+    else:
+        name = "PACKED" if bits else "ENTROPY"
+    with named_at(config, "weight_quant_param", "encoding"):
+        found = job.host.encoding(name)
+    if not found.entry.portable:
+        raise ConfigError(
+            f"encoding = {name}: no runtime decodes it, it is for archives",
+            location=config.locate("weight_quant_param", "encoding"),
+            hint="leave it out, and make an archive of the result with `ptq pack`",
+        )
+    if not packed and found.entry.name != PLAIN:
+        raise ConfigError(
+            f"encoding = {name}: what loads models for {job.target.name} takes whole bytes only",
+            location=config.locate("weight_quant_param", "encoding"),
+            hint=f"leave it out, or take {PLAIN}",
+        )
+    options = _options(job, "encoding", found)
+    with blame(found.record, f"making the encoding {found.entry.name}"):
+        codec = found.entry.factory(options)
+    return WeightEncoding(name=found.entry.name, entry=found, codec=codec)
 
 
 def asked_methods(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ptq_core.arithmetic import Correction, QParams
+import onnx_ir as ir
+
+from ptq_core.arithmetic import Correction
 from ptq_core.correction import BiasCorrection, correct_bias
-from ptq_core.emission import emit as emit_model
-from ptq_core.graph.model import copy_of
 from ptq_core.jobs.job import Job, in_runs
 from ptq_core.planning import Plan
 from ptq_core.plugins import Registered
@@ -18,7 +17,7 @@ from ptq_core.types import Event, RunnerEntry
 
 # Measured on MobileNets: beyond three dozen samples the result is as good, within its own noise.
 _SAMPLES = 35
-_HELD_BACK = 7  # every seventh
+_HELD_BACK = 7  # one of so many
 _BYTES = 128 << 20  # of the samples that are kept for it
 _ROWS = 4  # of a run: more need more memory, and are no faster
 _RUN_BYTES = 8 << 20  # of its inputs
@@ -40,21 +39,33 @@ def is_kept(sample: Sample, index: int, count: int | None) -> bool:
 def measured_corrections(
     job: Job,
     plan: Plan,
-    parameters: Mapping[str, QParams],
+    quantized: Callable[[], ir.Model],
     samples: Sequence[Sample],
     runner: Registered[RunnerEntry],
     runner_options: Any,
+    margin: float = 0.0,
+    every: int = _HELD_BACK,
 ) -> Mapping[str, Correction]:
-    """Corrections of the layers, measured on samples of the calibration data."""
-    held_back = samples[_HELD_BACK - 1 :: _HELD_BACK] or samples[-1:]
+    """Corrections of the layers in ``plan.weights``, measured on samples of the calibration data.
+
+    Args:
+        job: with the float model.
+        plan: with the layers.
+        quantized: makes the quantized model, without corrections.
+        samples: a few dozen.
+        runner: executes both.
+        runner_options: its options.
+        every: one of so many samples is held back.
+        margin: dB by which the outputs have to come closer for the corrections to be used.
+    """
+    held_back = samples[every - 1 :: every] or samples[-1:]
     measured = [one for one in samples if not any(one is other for other in held_back)] or samples
     size = max(1, sum(array.nbytes for array in samples[0].feeds.values()))
     rows = max(1, min(_ROWS, _RUN_BYTES // size))
     with job.stage("correct"):
-        copy = replace(job.prepared, model=copy_of(job.prepared.model))
         found = correct_bias(
             job.prepared.model,
-            emit_model(copy, plan, parameters, job.target.spec),
+            quantized(),
             plan,
             in_runs(job, measured, rows),
             list(in_runs(job, held_back, rows)),
@@ -63,6 +74,7 @@ def measured_corrections(
             lambda done: job.listeners(
                 Event(stage="correct", kind="advance", done=done, total=len(measured))
             ),
+            margin,
         )
     job.report.notes.append(_told(found, len(measured), len(held_back)))
     return found.layers

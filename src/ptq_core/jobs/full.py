@@ -1,8 +1,7 @@
-"""Full quantization: read this file top to bottom and you have read the product."""
+"""Full quantization: read this file top to bottom and you have read the recipe."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,70 +11,26 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ptq_core import __version__
 from ptq_core.arithmetic import Correction, QParams, range_parameters
-from ptq_core.calibration import Calibration, Emit
+from ptq_core.calibration import Emit
 from ptq_core.calibration_table import CalibrationTable, read_table
-from ptq_core.config import Config, render_config
+from ptq_core.config import Config
 from ptq_core.diagnosis import node_errors
 from ptq_core.emission import emit as emit_model
-from ptq_core.errors import ConfigError, InputError, Location
+from ptq_core.errors import InputError, Location
 from ptq_core.estimates import TensorEstimate, clipping_warning, estimate
 from ptq_core.graph.model import copy_of, runnable, save_model
 from ptq_core.jobs.choices import asked_methods, find_reader, find_runner
 from ptq_core.jobs.corrected import measured_corrections
 from ptq_core.jobs.job import Job
-from ptq_core.jobs.measured import Measured, measure, recall, stored_name, versions
+from ptq_core.jobs.measured import Measured, measure, recall, stored_name
 from ptq_core.jobs.report import Report, Settings
+from ptq_core.jobs.stamp import stamp, versions
 from ptq_core.jobs.start import check_output, prepare_job
 from ptq_core.planning import Plan
 from ptq_core.plugins import PluginHost, Registered
 from ptq_core.types import Range, RunnerEntry
 from ptq_core.verification import Verification, check_model, verify
-
-
-def run(
-    model: Path,
-    output: Path,
-    config: Config,
-    host: PluginHost,
-    *,
-    data: Iterable[Any] | None = None,
-    calibration: Path | CalibrationTable | None = None,
-    settings: Settings | None = None,
-    emit: Emit | None = None,
-) -> Report:
-    """Do the job that the config asks for.
-
-    Args:
-        model: the float model.
-        output: where the result goes.
-        config: what to do.
-        host: the plugins.
-        data: samples, instead of the config's.
-        calibration: a table with the ranges, instead of any samples.
-        settings: the rest.
-        emit: told about progress, besides the plugins that observe.
-
-    Raises:
-        InputError: the model, the data or the config cannot be used; nothing was written.
-        PluginError: a plugin failed; nothing was written.
-    """
-    if config.common.quant_type != "FULL_QUANT":
-        raise not_available(config)
-    rest = settings or Settings()
-    if calibration is not None:
-        return quant_from_table(model, output, config, host, calibration, rest, emit)
-    return full_quant(model, output, config, host, data, rest, emit)
-
-
-def not_available(config: Config) -> ConfigError:
-    """The error for a quant_type that this version does not do."""
-    return ConfigError(
-        f"quant_type = {config.common.quant_type} is not available in version {__version__}",
-        location=config.locate("common_quant_param", "quant_type"),
-        hint="this version does FULL_QUANT",
-    )
 
 
 def full_quant(
@@ -176,17 +131,21 @@ def build(
     }
     _warn(job, method, ranges, estimates)
 
+    def emitted(corrections: Mapping[str, Correction] | None = None) -> ir.Model:
+        # the prepared model is used up by emission, and needed again
+        copy = replace(job.prepared, model=copy_of(job.prepared.model))
+        return emit_model(copy, plan, parameters, job.target.spec, corrections)
+
     corrections = measured.corrections
     if measured.kept:
         corrections = measured_corrections(
-            job, plan, parameters, measured.kept, runner, runner_options
+            job, plan, emitted, measured.kept, runner, runner_options
         )
 
     with job.stage("emit"):
-        # the prepared model is used up by emission, and needed again
-        copy = replace(job.prepared, model=copy_of(job.prepared.model))
-        quantized = emit_model(copy, plan, parameters, job.target.spec, corrections)
-        _stamp(quantized, job, measured.plugins[method], found, runner)
+        quantized = emitted(corrections)
+        used = (*measured.plugins[method], *versions([runner.record]))
+        stamp(quantized, job, used, found.data_sha256, found.samples)
 
     with job.stage("verify"), runnable(quantized) as after:
         check_model(after)
@@ -227,16 +186,6 @@ def _warn(
         )
 
 
-def plan_job(
-    model: Path, config: Config, host: PluginHost, settings: Settings | None = None
-) -> Report:
-    """What full quantization would do with every node; touches no data and writes nothing."""
-    if config.common.quant_type != "FULL_QUANT":
-        raise not_available(config)
-    asked = asked_methods(config, host)
-    return prepare_job(model, config, host, settings or Settings(), None, asked).report
-
-
 def tensor_parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QParams]:
     """Scale and zero point of every tensor in the plan that is its own source."""
     parameters: dict[str, QParams] = {}
@@ -252,31 +201,3 @@ def tensor_parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QPar
         else:
             parameters[name] = range_parameters(ranges[name], tensor.scheme, tensor.bounds)
     return parameters
-
-
-def _stamp(
-    model: ir.Model,
-    job: Job,
-    calibrated_by: Iterable[str],
-    found: Calibration,
-    runner: Registered[RunnerEntry],
-) -> None:
-    """Say in the file what made it; nothing that differs between runs on the same inputs."""
-    records = [one for one in (runner.record, job.target_record) if one is not None]
-    plugins = sorted({*calibrated_by, *versions(records)})
-    # what executes the model, and with how many threads, is no part of what is computed
-    options = job.config.plugin_options.items()
-    computed = {key: value for key, value in options if key[0] != "runner"}
-    config = render_config(replace(job.config, runner=None, plugin_options=computed), "toml")
-    model.producer_name, model.producer_version = "ptq", __version__
-    model.metadata_props.update(
-        {
-            "ptq.version": __version__,
-            "ptq.job": job.config.common.quant_type,
-            "ptq.target": job.target.name,
-            "ptq.plugins": ", ".join(plugins),
-            "ptq.config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "ptq.data_sha256": found.data_sha256,
-            "ptq.samples": str(found.samples),
-        }
-    )

@@ -20,8 +20,9 @@ from ptq_core.jobs.choices import find_methods, find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.equalized import equalized
 from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.stamp import versions
 from ptq_core.planning import MAX_MIN, Plan
-from ptq_core.plugins import PluginHost, PluginRecord, Registered
+from ptq_core.plugins import PluginHost, Registered
 from ptq_core.samples import Sample
 from ptq_core.types import CalibratorEntry, RunnerEntry
 
@@ -110,24 +111,19 @@ def measure(
     return Measured(
         calibration=found,
         plugins={method: versions([*reader, *records]) for method, records in used.items()},
-        probes=tuple(_whole_runs(job, probes)),
+        probes=tuple(whole_runs(job, probes)),
         held_out=samples.held_out is not None,
         between=(names[0], names[-1]),
         kept=tuple(kept),
     )
 
 
-def _whole_runs(job: Job, samples: list[Sample]) -> list[Sample]:
+def whole_runs(job: Job, samples: list[Sample]) -> list[Sample]:
     """The samples, grouped where the model's batch is fixed."""
     return [
         Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
         for batch in in_runs(job, samples, 1)
     ]
-
-
-def versions(records: Iterable[PluginRecord]) -> tuple[str, ...]:
-    """The plugins as ``distribution==version``."""
-    return tuple(sorted({f"{record.name}=={record.version}" for record in records}))
 
 
 # ------------------------------------------------------------------------------- from a table

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ptq_core.diagnosis import NodeError
 from ptq_core.estimates import TensorEstimate
@@ -26,6 +30,8 @@ class Settings:
         skip_bad: samples that cannot be used are left out and counted.
         input_shapes: shapes for inputs that the model leaves open.
         data_layout: layout of 4-D BIN data; None: the config's, else the model's own.
+        fp16: what stays float is stored as float16 (weight quantization).
+        save_scales: where the scales that mixed bits have found are written, to be used again.
     """
 
     min_cosine: float | None = None
@@ -33,6 +39,59 @@ class Settings:
     skip_bad: bool = False
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     data_layout: Layout | None = None
+    fp16: bool = False
+    save_scales: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredWeight:
+    """A weight in the file: what it takes, what it has lost, and its parameters.
+
+    Attributes:
+        tensor: the constant that it replaces.
+        readers: the nodes that read it.
+        shape: of the float weight.
+        bits: width of a code; with mixed bits the width that the largest code would need.
+        encoding: how the codes are stored.
+        bytes_before: as float32.
+        bytes_after: of codes and parameters.
+        entropy: of the codes, bits a weight: no code that looks at single weights takes less.
+        sqnr: signal to quantization noise, dB; infinite where nothing is lost.
+        scale: float32, of every channel (or group), CorrectionVar included.
+        offset: float32; ``(code * scale + offset) * input_scale`` is the weight.
+        zero_point: the code nearest to zero.
+        variance: CorrectionVar, the factor that is in ``scale``.
+        mean: CorrectionMean; ``(code - zero_point) * scale + mean`` is the same as with ``offset``.
+        input_scale: float32, of every input; None where it is 1.
+        step: of mixed bits, what ``scales`` takes again; None else.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+    shape: tuple[int, ...]
+    bits: int
+    encoding: str
+    bytes_before: int
+    bytes_after: int
+    entropy: float
+    sqnr: float
+    scale: NDArray[np.float32]
+    offset: NDArray[np.float32]
+    zero_point: NDArray[np.int64]
+    variance: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    input_scale: NDArray[np.float32] | None = None
+    step: float | None = None
+
+    @property
+    def size(self) -> int:
+        """How many weights."""
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """What it takes, parameters included."""
+        return 8.0 * self.bytes_after / self.size
 
 
 @dataclass(kw_only=True)
@@ -50,6 +109,8 @@ class Report:
         ranges: of every calibrated tensor.
         estimates: what is lost of every calibrated tensor, estimated on a few of its values; empty
             where the ranges come from a table.
+        weights: of weight quantization, in the order of the plan.
+        generated: the comparison is on generated input, for there was no data.
         verification: how close the result is, None for a plan.
         suspects: where a quality gate was missed, the nodes that lose most.
         gate: the gate's cosine, None where there was none.
@@ -67,6 +128,8 @@ class Report:
     samples: int = 0
     ranges: dict[str, Range] = field(default_factory=dict)
     estimates: dict[str, TensorEstimate] = field(default_factory=dict)
+    weights: tuple[StoredWeight, ...] = ()
+    generated: bool = False
     verification: Verification | None = None
     suspects: tuple[NodeError, ...] = ()
     gate: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,17 +12,18 @@ from ptq_core.config import Config
 from ptq_core.errors import ConfigError, InputError, Location
 from ptq_core.graph.model import check_writable, load_model
 from ptq_core.graph.prepare import prepare
+from ptq_core.graph.prepared import Prepared
 from ptq_core.jobs.choices import find_target
 from ptq_core.jobs.job import Job, timed
 from ptq_core.jobs.report import Report, Settings
-from ptq_core.planning import make_plan
+from ptq_core.planning import Plan, Thresholds, make_plan, make_weight_plan
 from ptq_core.plugins import PluginHost
-from ptq_core.samples import (
-    model_inputs,
-)
-from ptq_core.types import (
-    Event,
-)
+from ptq_core.samples import model_inputs
+from ptq_core.types import Event, TargetSpec
+
+_FOLDED_OPSET = 13  # what decoders are written for
+_DEQUANTIZE_OPSET = 21  # DequantizeLinear of int16, and of blocks
+_BYTE = 8
 
 
 def prepare_job(
@@ -34,32 +35,15 @@ def prepare_job(
     methods: Collection[str],
 ) -> Job:
     """Load, prepare and plan, for each of the methods; what was found goes into the report."""
-
-    def listeners(event: Event) -> None:
-        if emit is not None:
-            emit(event)
-        host.emit(event)
-
     full = config.full
     if full is None:
         raise ConfigError("FULL_QUANT needs a section [full_quant_param]")
-    seconds: dict[str, float] = {}
-    target, record = find_target(config, host)
-    with timed("prepare", seconds, listeners):
-        loaded = load_model(model)
-        files = _files(model, loaded)
-        prepared = prepare(loaded, target.spec.minimum_opset)
-        inputs = model_inputs(
-            prepared.model,
-            shapes=settings.input_shapes,
-            data_layout=(config.data.input_data_format if config.data else None)
-            or settings.data_layout,
-        )
-    with timed("plan", seconds, listeners):
-        plans = {
+
+    def plans(prepared: Prepared, spec: TargetSpec) -> dict[str, Plan]:
+        return {
             method: make_plan(
                 prepared,
-                target.spec,
+                spec,
                 method=method,
                 per_channel=full.per_channel,
                 skip=config.common.skip_quant_node,
@@ -67,7 +51,75 @@ def prepare_job(
             )
             for method in methods
         }
-    plan = next(iter(plans.values()))
+
+    return _job(model, config, host, settings, emit, plans)
+
+
+def prepare_weight_job(
+    model: Path, config: Config, host: PluginHost, settings: Settings, emit: Emit | None
+) -> Job:
+    """The same for weight quantization, whose one plan has no method."""
+    weight, bits = config.weight, config.common.bit_num
+    on_the_fly = weight.dequant_strategy is not None
+    opset = _FOLDED_OPSET
+    if on_the_fly and (bits > _BYTE or weight.group_size):
+        opset = _DEQUANTIZE_OPSET
+
+    def plans(prepared: Prepared, spec: TargetSpec) -> dict[str, Plan]:
+        only = spec.on_the_fly_operators if on_the_fly else ()
+        thresholds = Thresholds(
+            size=config.common.min_quant_weight_size,
+            channels=config.common.min_quant_weight_channel,
+            bits=bits,
+            per_channel=weight.per_channel or bits == 0,
+            group_size=0
+            if not bits or (on_the_fly and not weight.group_size)
+            else weight.group_size,
+            balanced=bits > 0 and not on_the_fly,
+            operators=only,
+        )
+        plan = make_weight_plan(
+            prepared,
+            thresholds,
+            skip=config.common.skip_quant_node,
+            skip_location=config.locate("common_quant_param", "skip_quant_node"),
+        )
+        return {"": plan}
+
+    return _job(model, config, host, settings, emit, plans, opset)
+
+
+def _job(
+    model: Path,
+    config: Config,
+    host: PluginHost,
+    settings: Settings,
+    emit: Emit | None,
+    plans: Callable[[Prepared, TargetSpec], dict[str, Plan]],
+    opset: int | None = None,
+) -> Job:
+    """Load, prepare for integers (or, with an opset, only for smaller weights), and plan."""
+
+    def listeners(event: Event) -> None:
+        if emit is not None:
+            emit(event)
+        host.emit(event)
+
+    seconds: dict[str, float] = {}
+    target, record = find_target(config, host)
+    with timed("prepare", seconds, listeners):
+        loaded = load_model(model)
+        files = _files(model, loaded)
+        prepared = prepare(loaded, opset or target.spec.minimum_opset, integers=opset is None)
+        inputs = model_inputs(
+            prepared.model,
+            shapes=settings.input_shapes,
+            data_layout=(config.data.input_data_format if config.data else None)
+            or settings.data_layout,
+        )
+    with timed("plan", seconds, listeners):
+        made = plans(prepared, target.spec)
+    plan = next(iter(made.values()))
     report = Report(
         model=model,
         target=target.name,
@@ -77,7 +129,7 @@ def prepare_job(
     )
     report.notes += [*prepared.notes, *map(str, config.notes)]
     report.warnings += [*map(str, config.warnings), *plan.warnings]
-    _say_not_built(config, report)
+    _say_without_effect(config, settings, report)
     return Job(
         config=config,
         host=host,
@@ -85,7 +137,7 @@ def prepare_job(
         target=target,
         target_record=record,
         model_files=files,
-        plans=plans,
+        plans=made,
         prepared=prepared,
         inputs=inputs,
         report=report,
@@ -93,7 +145,14 @@ def prepare_job(
     )
 
 
-def _say_not_built(config: Config, report: Report) -> None:
+def _say_without_effect(config: Config, settings: Settings, report: Report) -> None:
+    weights = config.common.quant_type == "WEIGHT_QUANT"
+    if settings.fp16 and not weights:
+        report.warnings.append(
+            "fp16 has no effect on full quantization: what stays float stays float32"
+        )
+    if settings.save_scales is not None and not (weights and config.common.bit_num == 0):
+        report.warnings.append("save_scales has no effect: only mixed bits (bit_num=0) have scales")
     if config.common.debug_info_save_path:
         report.warnings.append(
             "debug_info_save_path: debug reports are not available in this version"

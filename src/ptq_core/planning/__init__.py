@@ -6,19 +6,32 @@ returns data that can be printed. Emission does what the plan says and decides n
 
 from __future__ import annotations
 
+from ptq_core.planning.constants import Thresholds, make_weight_plan, weight_values
 from ptq_core.planning.make import make_plan
 from ptq_core.planning.nodes import guard_channels
-from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan, WeightPlan
+from ptq_core.planning.plan import (
+    MAX_MIN,
+    ConstantPlan,
+    Decision,
+    NodePlan,
+    Plan,
+    TensorPlan,
+    WeightPlan,
+)
 from ptq_core.planning.skip import match_nodes
 
 __all__ = [
     "MAX_MIN",
+    "ConstantPlan",
     "Decision",
     "NodePlan",
     "Plan",
     "TensorPlan",
+    "Thresholds",
     "WeightPlan",
     "guard_channels",
     "make_plan",
+    "make_weight_plan",
     "match_nodes",
+    "weight_values",
 ]

@@ -9,7 +9,7 @@ from ptq_core.types import FixedOutput, QScheme
 
 MAX_MIN = "MAX_MIN"
 
-Decision = Literal["integer", "fused", "float", "guarded", "untouched"]
+Decision = Literal["integer", "fused", "float", "guarded", "untouched", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,8 @@ class NodePlan:
         key: name of its first output, unique in the graph.
         decision: ``integer``: quantized; ``fused``: part of the integer node before it;
             ``float``: stays as it is; ``guarded``: stays float, protected from the runtime's own
-            quantization; ``untouched``: handles shapes or indices, not activations.
+            quantization; ``untouched``: handles shapes or indices, not activations, or has no
+            weights; ``weights``: its weights are integers in the file, it computes in float.
     """
 
     name: str
@@ -79,12 +80,38 @@ class WeightPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ConstantPlan:
+    """A constant that is stored as integers, and is float where it is used.
+
+    Attributes:
+        tensor: the initializer.
+        shape: its shape.
+        axes: a scale for each index of these axes; empty for one scale.
+        readers: the nodes that read it, as users address them.
+        table: only Gather reads it, and its scales are of rows.
+        group_size: consecutive weights along the inputs that share a scale, 0 for all of a channel.
+        balanced: each input has a scale of its own besides.
+        in_body: it belongs to the body of an If, Loop or Scan.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    readers: tuple[str, ...]
+    table: bool = False
+    group_size: int = 0
+    balanced: bool = False
+    in_body: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """Every node with a decision; every tensor that becomes integer."""
 
     nodes: tuple[NodePlan, ...]
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     weights: tuple[WeightPlan, ...] = ()
+    constants: tuple[ConstantPlan, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def watched(self) -> dict[str, TensorPlan]:

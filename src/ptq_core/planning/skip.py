@@ -20,7 +20,7 @@ def match_nodes(
     Raises:
         ConfigError: patterns that match nothing, all at once, each with a suggestion.
     """
-    nodes = list(prepared.model.graph)
+    nodes = list(prepared.model.graph.all_nodes())
     found: set[str] = set()
     problems: list[Problem] = []
     for pattern in patterns:

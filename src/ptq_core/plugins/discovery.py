@@ -19,7 +19,11 @@ from ptq_core.plugins.records import Kind, PluginRecord, State, folded, spelling
 GROUP = "ptq"
 
 # The plugins inside core. They are imported by name and travel the same road as a stranger's.
-BUILT_IN = ("ptq_core.builtins.arrays", "ptq_core.builtins.reference_runner")
+BUILT_IN = (
+    "ptq_core.builtins.arrays",
+    "ptq_core.builtins.plain_encoding",
+    "ptq_core.builtins.reference_runner",
+)
 
 _CORE = "ptq-core"
 _ALL = "all"

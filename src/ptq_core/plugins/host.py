@@ -35,6 +35,9 @@ _KNOWN: Mapping[tuple[Kind, str], str] = {
     ("calibrator", "percentile"): "ptq-calibrator-percentile",
     ("calibrator", "removaloutlier"): "ptq-calibrator-removal-outlier",
     ("calibrator", "removal_outlier"): "ptq-calibrator-removal-outlier",
+    ("encoding", "entropy"): "ptq-encoding-packed",
+    ("encoding", "packed"): "ptq-encoding-packed",
+    ("encoding", "rans"): "ptq-encoding-rans",
     ("preprocessor", "image"): "ptq-preprocess-image",
     ("runner", "onnxruntime"): "ptq-runner-onnxruntime",
     ("target", "ascend"): "ptq-target-ascend",
@@ -46,7 +49,6 @@ _KNOWN: Mapping[tuple[Kind, str], str] = {
 # Those that the guide names and this version does not have yet.
 _LATER = frozenset(
     {
-        "ptq-target-ascend",
         "ptq-target-dsp",
         "ptq-target-nvgpu",
     }

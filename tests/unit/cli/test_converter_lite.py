@@ -157,9 +157,7 @@ def test_what_has_no_effect_is_noted(flag, value):
     assert f"--{flag}" in note
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"), [("optimize", "none"), ("fp16", "on"), ("outputDataFormat", "NCHW")]
-)
+@pytest.mark.parametrize(("flag", "value"), [("optimize", "none"), ("outputDataFormat", "NCHW")])
 def test_what_one_might_rely_on_is_warned_of(flag, value):
     asked = interpret({**REQUIRED, flag: value})
     assert not asked.problems

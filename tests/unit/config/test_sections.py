@@ -59,8 +59,15 @@ def test_defaults_are_the_guides():
         "per_channel": True,
         "bias_correction": True,
         "encoding": None,
+        "quant_strategy": None,
+        "group_size": None,
     }
-    assert MixedBitWeightQuantParam().model_dump() == {"init_scale": 0.02, "auto_tune": False}
+    assert MixedBitWeightQuantParam().model_dump() == {
+        "init_scale": 0.02,
+        "auto_tune": False,
+        "scales": None,
+        "target_cosine": 0.995,
+    }
     assert FullQuantParam().model_dump() == {
         "activation_quant_method": "MAX_MIN",
         "bias_correction": True,
@@ -114,6 +121,7 @@ def test_init_scale_outside_its_interval(number):
     [
         (COMMON, "quant_type", ("WEIGHT_QUANT", "FULL_QUANT", "DYNAMIC_QUANT")),
         ("weight_quant_param", "dequant_strategy", ("ON_THE_FLY",)),
+        ("weight_quant_param", "quant_strategy", ("MAX_MIN", "MSE", "GPTQ")),
         (DATA, "image_to_format", ("RGB", "GRAY", "BGR")),
         (DATA, "resize_method", ("LINEAR", "NEAREST", "CUBIC")),
         (DATA, "input_data_format", ("NCHW", "NHWC")),

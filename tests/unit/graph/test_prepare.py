@@ -657,3 +657,11 @@ def test_names_of_nodes_stay_unique() -> None:
     prepared = assert_same(made)
     names = [one.name for one in prepared.model.graph]
     assert len(set(names)) == len(names)
+
+
+def test_the_long_name_of_onnx_own_domain_counts_as_the_short_one():
+    made = tiny.model([node("Relu", "x", "y")], {"x": [1]}, {"y": [1]})
+    made.opset_import[0].domain = made.graph.node[0].domain = "ai.onnx"
+    prepared = prepared_from(made)
+    assert prepared.model.graph.opset_imports == {"": tiny.OPSET}
+    assert [one.domain for one in prepared.model.graph] == [""]

@@ -13,6 +13,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+_EXTERNAL = {
+    "session.optimized_model_external_initializers_file_name": "optimized.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
 _WARNINGS_OFF = 3  # errors only: the user's model may warn hundreds of times
 
 
@@ -62,6 +66,9 @@ class OnnxRuntime:
             path = Path(folder) / "optimized.onnx"
             options = _options(1)
             options.optimized_model_filepath = str(path)
+            # decoded weights may exceed what one protobuf holds
+            for key, value in _EXTERNAL.items():
+                options.add_session_config_entry(key, value)
             onnxruntime.InferenceSession(self._source, options, providers=["CPUExecutionProvider"])
             return path.read_bytes()
 

@@ -1,0 +1,76 @@
+"""Samples that weight quantization measures and judges with: the user's, or generated input."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ptq_core.jobs.choices import find_samples
+from ptq_core.jobs.corrected import is_kept
+from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.measured import whole_runs
+from ptq_core.samples import Sample, add_to_digest
+from ptq_core.weights.trial import generated_samples
+
+_COMPARED = 8
+_GENERATED = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probes:
+    """Samples.
+
+    Attributes:
+        kept: to measure with, a few dozen at most, spread over all that there are.
+        compared: to compare the models on, each a whole run.
+        held_out: those were not measured with.
+        generated: there were none, all of these are made up.
+        sha256: of those kept.
+    """
+
+    kept: tuple[Sample, ...]
+    compared: tuple[Sample, ...]
+    held_out: bool = False
+    generated: bool = False
+    sha256: str = ""
+
+
+def find_probes(job: Job, data: Iterable[Any] | None) -> Probes:
+    """The caller's samples, those of the config's folders, or generated ones, which is said."""
+    if data is None and job.reader is None:
+        made = generated_samples(job.inputs, _GENERATED)
+        job.report.notes.append(
+            "there was no data: compared on generated input, which tells little about real input; "
+            "--data DIR compares on samples"
+        )
+        return Probes(kept=tuple(made), compared=tuple(whole_runs(job, made)), generated=True)
+    with job.stage("load"):
+        samples = find_samples(job, data)
+        kept = [
+            sample
+            for index, sample in enumerate(samples.open())
+            if is_kept(sample, index, samples.count)
+        ]
+        unseen: list[Sample] = []
+        if samples.held_out is not None:
+            for sample in samples.held_out():
+                unseen.append(sample)
+                if len(unseen) == _COMPARED:
+                    break
+    job.report.notes += samples.notes
+    job.report.warnings += samples.warnings
+    if samples.skipped:
+        job.report.warnings.append(
+            f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
+        )
+    digest = hashlib.sha256()
+    for batch in in_runs(job, kept, 1):
+        add_to_digest(digest, batch)
+    return Probes(
+        kept=tuple(kept),
+        compared=tuple(whole_runs(job, unseen or kept[:_COMPARED])),
+        held_out=bool(unseen),
+        sha256=digest.hexdigest(),
+    )

@@ -1,0 +1,1 @@
+"""Weights as integers: grids, corrections, error-compensating rounding, mixed widths."""
