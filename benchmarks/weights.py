@@ -139,7 +139,7 @@ def _exact(path: Path, host: PluginHost) -> tuple[str, int]:
     made = {output: node for node in model.graph.node for output in node.output}
     wanted: dict[str, NDArray[np.float32]] = {}
     for name in constants:
-        if not name.endswith((".codes", ".data", ".high", ".symbols", ".table")):
+        if not name.endswith((".codes", ".data", ".high", ".classes", ".value")):
             continue
         tensor = name.rpartition(".")[0]
         if tensor in made and tensor not in wanted and made[tensor].op_type != "Gather":

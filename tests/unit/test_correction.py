@@ -409,6 +409,7 @@ def correct(
     runner: Registered[RunnerEntry],
     groups: Sequence[Sequence[Arrays]],
     held_back: Sequence[Sequence[Arrays]] = (),
+    margin: float = 0.0,
 ) -> BiasCorrection:
     return correct_bias(
         ir.from_proto(result.floats),
@@ -419,6 +420,7 @@ def correct(
         runner,
         runner.entry.options(),
         lambda done: None,
+        margin,
     )
 
 
@@ -529,6 +531,25 @@ def test_the_order_of_samples_in_a_run_does_not_matter(
     for layer, found in one.items():
         np.testing.assert_allclose(found.gain, other[layer].gain, atol=1e-4)
         np.testing.assert_allclose(found.offset, other[layer].offset, atol=1e-4)
+
+
+def test_a_gain_below_the_margin_undoes_all(
+    cpu: TargetSpec, runner: Registered[RunnerEntry]
+) -> None:
+    made = tiny.residual()
+    samples, others = singles(made, 24), singles(made, 12, first=100)
+    plain = quantized(made, cpu, samples=samples, stretch=CUT)
+    found = correct(plain, runner, [samples], [others])
+    assert found.layers
+    assert found.before is not None
+    assert found.after is not None
+    gain = found.after - found.before
+    assert gain > 0.0
+    kept = correct(plain, runner, [samples], [others], 0.9 * gain)
+    assert set(kept.layers) == set(found.layers)
+    undone = correct(plain, runner, [samples], [others], 1.1 * gain)
+    assert not undone.layers
+    assert set(undone.undone) == {weight.node for weight in plain.plan.weights}
 
 
 def test_progress_counts_samples(cpu: TargetSpec, runner: Registered[RunnerEntry]) -> None:

@@ -36,6 +36,7 @@ from ptq_core.weights.scales import scales_to_json
 # Corrections of layers have to gain so many dB on the samples that are held back, one of so many:
 # at 3 bits and fewer, a small gain on a few has turned into a loss on others.
 _MARGIN = 0.5
+_FEW_BITS = 2
 _HELD_BACK = 3
 
 
@@ -57,6 +58,12 @@ def weight_quant(
     job = prepare_weight_job(model, config, host, settings, emit)
     job.reader = reader
     encoding = find_weight_encoding(job)
+    if weight_form(job) == "dequantize" and config.common.bit_num <= _FEW_BITS:
+        job.report.warnings.append(
+            f"ON_THE_FLY with {config.common.bit_num} bits: zero points are integers, so that one "
+            "of these few codes stands for zero; decoded when the model is loaded (without "
+            "dequant_strategy) the weights are closer"
+        )
     runner, runner_options = find_runner(job)
     probes = find_probes(job, data)
     job.say_unused_options()
