@@ -88,7 +88,7 @@ def _on_grid(job: Job, plan: ConstantPlan, array: NDArray[Any]) -> QuantizedWeig
         groups=plan.group_size or None,
     )
     if _has_zero_point(job, plan):
-        return with_zero_points(array, found)
+        return with_zero_points(array, found, keep_sums=plan.tensor in _kept_sums(job))
     return replace(found, input_scale=divisor)
 
 

@@ -15,17 +15,20 @@ from ptq_core.weights.rounding import channel_rows, from_rows, keep_channel_sums
 _ROUNDS = 3
 
 
-def with_zero_points(weight: NDArray[Any], found: QuantizedWeight) -> QuantizedWeight:
+def with_zero_points(
+    weight: NDArray[Any], found: QuantizedWeight, *, keep_sums: bool = False
+) -> QuantizedWeight:
     """The nearest form of a quantized weight in which zero has a code of its own.
 
     ``real = scale * (code - zero_point)``: the offset becomes a multiple of the scale, so that
     CorrectionMean has no place any more. Codes and scale are then fitted again, by rounding and by
-    least squares in turn; the zero point stays. At last a few codes are rounded to the other side,
-    so that each channel keeps its sum: layers carry the mean of their weights' errors on.
+    least squares in turn; the zero point stays.
 
     Args:
         weight: the float values.
         found: their codes with a free offset.
+        keep_sums: at last, round a few codes to the other side, so that each channel keeps its sum:
+            behind a Relu, layers carry the mean of their weights' errors on.
     """
     low, high = -(1 << (found.bits - 1)), (1 << (found.bits - 1)) - 1
     reals = np.asarray(weight, np.float32).reshape(found.codes.shape)
@@ -40,7 +43,7 @@ def with_zero_points(weight: NDArray[Any], found: QuantizedWeight) -> QuantizedW
         scale = np.where((power > 0) & (fitted > 0), fitted, scale)
         codes = np.clip(round_half_away(reals / scale) + zero_point, low, high)
     kept = [axis for axis, count in enumerate(scale.shape) if count > 1]
-    if weight.size:
+    if keep_sums and weight.size:
         exact = np.clip(channel_rows(reals / scale + zero_point, kept), low, high)
         rounded = round_half_away(exact)
         keep_channel_sums(exact, rounded)
