@@ -11,8 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ptq_core.errors import ModelError
+import ptq_runner_onnxruntime
+import ptq_target_cpu
+from ptq_core import quantize
+from ptq_core.api import Encoded, EncodingEntry, hookimpl
+from ptq_core.errors import ModelError, PluginError
 from ptq_core.graph import model as model_module
+from ptq_core.plugins import make_host
 from tests import tiny_models as tiny
 from tests.tiny_models import node, normal
 from tests.weight_checks import (
@@ -22,6 +27,7 @@ from tests.weight_checks import (
     operators,
     reasons,
     run,
+    sections,
     shrink,
     weights,
 )
@@ -575,3 +581,50 @@ def test_a_model_of_more_than_two_gigabytes(tmp_path: Path) -> None:
     finally:  # not to be kept with the other folders of the test run
         for one in tmp_path.iterdir():
             one.unlink()
+
+
+# ------------------------------------------------------------------------- what is around the model
+
+
+def test_a_model_that_generated_input_does_not_suit_is_quantized_and_not_compared(
+    tmp_path: Path,
+) -> None:
+    """It takes seven rows at a time, which nobody can know."""
+    made = tiny.model(
+        [node("Reshape", "x seven", "r", "rows"), node("MatMul", "r w", "y", "layer")],
+        {"x": ["n", 32]},
+        {"y": [7, "m", 40]},
+        {"seven": np.array([7, -1, 32]), "w": normal(32, 40)},
+    )
+    report = shrink(made, tmp_path, 4)
+    assert report.verification is not None
+    assert report.verification.outputs == ()
+    (warning,) = (one for one in report.warnings if one.startswith("not compared"))
+    assert "--data" in warning
+    (found,) = run(tmp_path / "out.onnx", {"x": np.ones((14, 32), np.float32)})
+    assert found.shape == (7, 2, 40)
+    # the user's own samples are another matter
+    with pytest.raises(PluginError, match="running"):
+        shrink(made, tmp_path, 4, data=[np.ones((1, 32), np.float32)])
+
+
+def test_an_encoding_that_loses_codes_is_blamed(tmp_path: Path) -> None:
+    class Careless:
+        def encode(self, codes: Any, bits: int, opset: int, /) -> Encoded:
+            return Encoded(constants={"codes": np.abs(codes)})
+
+        def decode(self, constants: Any, bits: int, shape: Any, /) -> Any:
+            return constants["codes"]
+
+    class Plugin:
+        @hookimpl
+        def ptq_encodings(self) -> list[EncodingEntry]:
+            entry = EncodingEntry(name="CARELESS", summary="no signs", factory=lambda _: Careless())
+            return [entry]
+
+    given = {"ptq-careless": Plugin(), "ort": ptq_runner_onnxruntime, "cpu": ptq_target_cpu}
+    config = sections(8, weight={"encoding": "CARELESS"})
+    path = tiny.save(dense(normal(32, 40)), tmp_path)
+    with pytest.raises(PluginError, match=r"ptq-careless.*does not give back the codes of 'w'"):
+        quantize(path, tmp_path / "out.onnx", config=config, host=make_host(given))
+    assert not (tmp_path / "out.onnx").exists()

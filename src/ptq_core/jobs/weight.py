@@ -16,6 +16,7 @@ from ptq_core.arithmetic import Correction, round_half_away, sqnr
 from ptq_core.calibration import Emit
 from ptq_core.config import Config
 from ptq_core.emission import WeightWriter, correct_biases, correctable, corrected_weight
+from ptq_core.errors import PluginError
 from ptq_core.graph.model import check_writable, copy_of, runnable, save_model
 from ptq_core.jobs.choices import WeightEncoding, find_reader, find_runner, find_weight_encoding
 from ptq_core.jobs.corrected import measured_corrections
@@ -28,7 +29,7 @@ from ptq_core.jobs.weight_codes import BYTE, Quantize, find_steps, named, quanti
 from ptq_core.planning import ConstantPlan, weight_values
 from ptq_core.plugins import PluginHost, Registered, blame
 from ptq_core.types import Event, RunnerEntry
-from ptq_core.verification import check_model, verify
+from ptq_core.verification import Verification, check_model, verify
 from ptq_core.weights.entropy import entropy
 from ptq_core.weights.quantized import QuantizedWeight, with_half_parameters
 from ptq_core.weights.scales import scales_to_json
@@ -83,15 +84,7 @@ def weight_quant(
     with job.stage("verify"), runnable(quantized) as after:
         check_model(after)
         with runnable(original) if original is not None else nullcontext(model) as before:
-            report.verification = verify(
-                before,
-                after,
-                report.plan,
-                probes.compared,
-                runner,
-                runner_options,
-                held_out=probes.held_out,
-            )
+            report.verification = _compared(job, before, after, probes, runner, runner_options)
     report.gate = settings.min_cosine
     with job.stage("save"):
         if mixed and settings.save_scales is not None:
@@ -99,6 +92,42 @@ def weight_quant(
         report.files = save_model(quantized, output)
     report.bytes_after = sum(path.stat().st_size for path in report.files)
     return report
+
+
+def _compared(
+    job: Job,
+    before: bytes | Path,
+    after: bytes | Path,
+    probes: Probes,
+    runner: Registered[RunnerEntry],
+    runner_options: Any,
+) -> Verification:
+    """How close the result is; where generated input does not suit the model, only that it loads.
+
+    Raises:
+        PluginError: the runner cannot load a model, or cannot run it on the user's samples.
+    """
+    plan = job.report.plan
+    try:
+        return verify(
+            before,
+            after,
+            plan,
+            probes.compared,
+            runner,
+            runner_options,
+            held_out=probes.held_out,
+        )
+    except PluginError as error:
+        if not probes.generated:
+            raise
+        loaded = verify(before, after, plan, (), runner, runner_options)
+        reason = error.problems[0].message
+        job.report.warnings.append(
+            f"not compared, for the model does not run on generated input: {reason}; give samples "
+            "with --data, or shapes with --input-shape"
+        )
+        return loaded
 
 
 def _measures(config: Config) -> bool:
@@ -173,6 +202,12 @@ def _write(
                 weight = with_half_parameters(weight)
             with blame(encoding.entry.record, f"encoding '{one.tensor}'"):
                 encoded = encoding.codec.encode(weight.codes, weight.bits, opset)
+                given = encoding.codec.decode(encoded.constants, weight.bits, weight.codes.shape)
+            if not np.array_equal(given, weight.codes):
+                raise PluginError(
+                    f"{encoding.entry.record}: the encoding {encoding.name} does not give back the "
+                    f"codes of '{one.tensor}'"
+                )
             size = writer.write(values[one.tensor], one, weight, encoded, encoding.name)
             stored.append(_stored(one, array, weight, encoding.name, size, steps.get(one.tensor)))
             job.listeners(Event(stage="emit", kind="advance", done=done, total=len(plan.constants)))
