@@ -404,6 +404,8 @@ def test_opset_11_is_raised(tmp_path: Path) -> None:
 def test_small_types_are_used_where_the_opset_has_them(
     bits: int, opset: int, tmp_path: Path
 ) -> None:
+    if opset > onnx.defs.onnx_opset_version():
+        pytest.skip(f"this onnx knows opset {onnx.defs.onnx_opset_version()} and older ones")
     made = dense(normal(64, 48), opset=opset, ir_version=10)
     report = shrink(made, tmp_path, bits)
     kinds = {

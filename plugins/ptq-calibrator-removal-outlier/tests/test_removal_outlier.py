@@ -18,7 +18,8 @@ from ptq_core.api import ObservedTensor, QScheme, Range
 (ENTRY,) = ptq_calibrators()
 relaxed = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)  # with -0.0 and denormals
-FEW_VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3.4e38])  # ties
+TIES = (0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3.4e38)
+FEW_VALUES = st.sampled_from([float(np.float32(one)) for one in TIES])
 SAMPLE = arrays(np.float32, array_shapes(max_dims=3, max_side=20), elements=FINITE)
 SAMPLES = st.lists(SAMPLE, min_size=1, max_size=6)
 

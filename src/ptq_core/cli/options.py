@@ -257,7 +257,7 @@ def read_options(
         calibrate_size=params["calibrate_size"],
         pictures=PictureFlags(**{name: _text(params[name]) for name in pictures}),
     )
-    shapes = params["input_shape"]
+    shapes, scales = params["input_shape"], params.get("save_scales")
     settings = Settings(
         min_cosine=params.get("min_cosine"),
         strict=params["strict"],
@@ -265,7 +265,7 @@ def read_options(
         input_shapes=parse_input_shape(shapes, option="--input-shape") if shapes else {},
         data_layout=_text(params["input_data_format"]),  # type: ignore[arg-type]
         fp16=params.get("fp16", False),
-        save_scales=params.get("save_scales"),
+        save_scales=None if scales is None else Path(scales),
     )
     bits, per_channel = params.get("bits"), not params["per_layer"]
     if stored is not None:
