@@ -10,42 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from ptq_core.cli import main
+from tests.command_line import Done
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 MODEL = DIGITS / "digits.onnx"
 CONFIG = DIGITS / "full_quant.cfg"
 PICTURES = ["--mean", "127.5", "--std", "127.5", "--resize", "32x32"]
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear"}
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def ptq(capsys):
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Done:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return Done(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,34 +11,11 @@ import pytest
 from onnx import numpy_helper
 
 from ptq_core.archive import load
-from ptq_core.cli import main
 
 pytest.importorskip("ptq_encoding_rans", reason="integers are coded by ptq-encoding-rans")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def ptq(capsys):
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Done:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return Done(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -6,46 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from ptq_core.cli import main
 from tests import tiny_models as tiny
+from tests.command_line import Done, Ptq
 from tests.tiny_models import node, normal
 from tests.weight_checks import operators, run
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 PICTURES = ["--mean", "127.5", "--std", "127.5", "--resize", "32x32"]
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Ptq = Callable[..., Done]
-
-
-@pytest.fixture
-def ptq(capsys: pytest.CaptureFixture[str]) -> Ptq:
-    """Runs a command line in this process."""
-
-    def call(*arguments: object) -> Done:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return Done(code, captured.out, captured.err)
-
-    return call
 
 
 def network() -> onnx.ModelProto:

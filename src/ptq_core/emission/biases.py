@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptq_core.arithmetic import Correction
 from ptq_core.emission.names import Names
+from ptq_core.emission.qdq import add_bias
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
 from ptq_core.graph.prepared import only_consumer
@@ -108,21 +109,7 @@ def _correct_behind(graph: ir.Graph, node: ir.Node, correction: Correction, name
                 index, _constant(graph, node, bias + correction.offset, names)
             )
             return
-    readers, was_output = list(result.uses()), result.is_graph_output()
-    value = _constant(graph, node, correction.offset, names)
-    add = ir.node("Add", [result, value], name=names.free(f"{ops.label(node)}_correct"))
-    corrected = add.outputs[0]
-    corrected.type, corrected.shape = result.type, result.shape
-    graph.insert_after(node, add)
-    for use in readers:
-        use.node.replace_input_with(use.idx, corrected)
-    name = result.name
-    result.name = names.free(f"{name}_uncorrected")
-    corrected.name = name
-    if was_output:
-        for index, output in enumerate(graph.outputs):
-            if output is result:
-                graph.outputs[index] = corrected
+    add_bias(graph, names.free, node, _constant(graph, node, correction.offset, names))
 
 
 def _constant(graph: ir.Graph, node: ir.Node, array: NDArray[Any], names: Names) -> ir.Value:

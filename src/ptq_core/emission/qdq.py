@@ -6,7 +6,7 @@ onnxruntime fuses neither Add nor Mul and refuses AveragePool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +65,7 @@ def emit(
     for tensor in plan.tensors.values():
         _emit_tensor(emitter, values[tensor.name], tensor, integer, guarded)
     for key, bias in added.items():
-        _add_bias(emitter, nodes[key], bias)
+        add_bias(graph, emitter.name, nodes[key], bias)
     common.RemoveUnusedNodesPass()(prepared.model)
     graph.sort()
     forget_shapes(graph)
@@ -254,19 +254,19 @@ def _with_gain(params: QParams, correction: Correction | None) -> QParams:
     return replace(params, scale=np.asarray(scale, np.float32))
 
 
-def _add_bias(emitter: _Emitter, node: ir.Node, bias: ir.Value) -> None:
-    """Add a bias behind an operator that takes none."""
+def add_bias(graph: ir.Graph, free: Callable[[str], str], node: ir.Node, bias: ir.Value) -> None:
+    """Add a bias behind an operator that takes none; ``free`` gives names that are free."""
     value = node.outputs[0]
     readers, was_output = list(value.uses()), value.is_graph_output()
-    add = ir.node("Add", [value, bias], name=emitter.name(f"{ops.label(node)}_correct"))
+    add = ir.node("Add", [value, bias], name=free(f"{ops.label(node)}_correct"))
     result = add.outputs[0]
-    result.name = emitter.name(f"{value.name}_corrected")
+    result.name = free(f"{value.name}_corrected")
     result.dtype = ir.DataType.FLOAT
-    emitter.graph.insert_after(node, add)
+    graph.insert_after(node, add)
     for use in readers:
         use.node.replace_input_with(use.idx, result)
     if was_output:
-        _become_output(emitter, value, result)
+        _become_output(graph, free, value, result)
 
 
 def _emit_tensor(
@@ -306,13 +306,15 @@ def _emit_tensor(
         elif key in integer or tensor.produced:
             use.node.replace_input_with(use.idx, decode.outputs[0])
     if was_output and tensor.produced:
-        _become_output(emitter, value, decode.outputs[0])
+        _become_output(graph, emitter.name, value, decode.outputs[0])
 
 
-def _become_output(emitter: _Emitter, value: ir.Value, dequantized: ir.Value) -> None:
+def _become_output(
+    graph: ir.Graph, free: Callable[[str], str], value: ir.Value, dequantized: ir.Value
+) -> None:
     """Let the dequantized value be the graph output, under the name that users know."""
-    graph, name = emitter.graph, value.name
-    value.name = emitter.name(f"{name}_float")
+    name = value.name
+    value.name = free(f"{name}_float")
     dequantized.name = name
     dequantized.shape, dequantized.type = value.shape, value.type
     for index, output in enumerate(graph.outputs):

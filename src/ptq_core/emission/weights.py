@@ -79,12 +79,11 @@ class WeightWriter:
             decoded = _dequantize(builder, codes, integer, weight, blocks)
         else:
             decoded = _add_and_scale(builder, codes, integer, weight)
-        graph.insert_before(graph[0], builder.nodes)
-        del graph.initializers[name]
         if decoded is not None:
-            value.name = self._names.free(f"{name}.float")
-            decoded.name = name
-            value.replace_all_uses_with(decoded)
+            builder.replace(value, decoded)
+        else:
+            builder.insert()
+            del graph.initializers[name]
         return builder.stored
 
     def _codes(
@@ -177,12 +176,7 @@ class WeightWriter:
                     continue
                 builder = _Builder(graph, self._names, name, self._ours)
                 stored = builder.constant("half", array.astype(np.float16))
-                single = builder.cast(stored, ir.DataType.FLOAT, "single")
-                graph.insert_before(graph[0], builder.nodes)
-                del graph.initializers[name]
-                value.name = self._names.free(f"{name}.float")
-                single.name = name
-                value.replace_all_uses_with(single)
+                builder.replace(value, builder.cast(stored, ir.DataType.FLOAT, "single"))
         return too_large
 
 
@@ -228,6 +222,18 @@ class _Builder:
 
     def cast(self, value: ir.Value, kind: ir.DataType, suffix: str) -> ir.Value:
         return self.apply("Cast", [value], suffix, to=int(kind))
+
+    def insert(self) -> None:
+        """Put the nodes into the graph, before all others."""
+        self.graph.insert_before(self.graph[0], self.nodes)
+
+    def replace(self, constant: ir.Value, made: ir.Value) -> None:
+        """Put the nodes into the graph; what they make takes a constant's place and its name."""
+        self.insert()
+        del self.graph.initializers[self._name]
+        constant.name = self.free("float")
+        made.name = self._name
+        constant.replace_all_uses_with(made)
 
 
 def _affine(builder: _Builder, codes: ir.Value, integer: bool, weight: QuantizedWeight) -> ir.Value:

@@ -174,6 +174,13 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return None if value.const_value is None else value.const_value.numpy()
 
 
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The array of what is known to be a constant, of any graph."""
+    if value.const_value is None:
+        raise AssertionError(f"'{value.name}' is no constant")
+    return np.asarray(value.const_value.numpy())
+
+
 def scalar(value: ir.Value | None) -> float | None:
     """The number in a constant of one element."""
     array = constant(value)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from ptq_core.jobs.job import Job, in_runs
 from ptq_core.jobs.stamp import versions
 from ptq_core.planning import MAX_MIN, Plan
 from ptq_core.plugins import PluginHost, Registered
-from ptq_core.samples import Sample
+from ptq_core.samples import Sample, Samples
 from ptq_core.types import CalibratorEntry, RunnerEntry
 
-_VERIFIED_SAMPLES = 8
+VERIFIED_SAMPLES = 8
 _NAMED = 5  # missing tensors in a message
 
 
@@ -78,7 +79,7 @@ def measure(
         kept.clear()
         for index, sample in enumerate(samples.open()):
             names[1:] = [sample.name]
-            if samples.held_out is None and len(probes) < _VERIFIED_SAMPLES:
+            if samples.held_out is None and len(probes) < VERIFIED_SAMPLES:
                 probes.append(sample)
             if correct and is_kept(sample, index, samples.count):
                 kept.append(sample)
@@ -93,16 +94,9 @@ def measure(
         found = calibrate(watch, session, replace(samples, open=remembering), job.listeners)
         del session  # a copy of the model, and large buffers
         if samples.held_out is not None:
-            for sample in samples.held_out():
-                probes.append(sample)
-                if len(probes) == _VERIFIED_SAMPLES:
-                    break
-    job.report.notes += [*samples.notes, *found.notes]
-    job.report.warnings += samples.warnings
-    if samples.skipped:
-        job.report.warnings.append(
-            f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
-        )
+            probes += islice(samples.held_out(), VERIFIED_SAMPLES)
+    tell_of(samples, job)
+    job.report.notes += found.notes
     reader = [] if job.reader is None else [job.reader.record]
     used = {
         method: [methods[one.method].entry.record for one in plan.watched().values() if one.method]
@@ -116,6 +110,16 @@ def measure(
         between=(names[0], names[-1]),
         kept=tuple(kept),
     )
+
+
+def tell_of(samples: Samples, job: Job) -> None:
+    """Put into the report what there is to say of samples, once all of them were read."""
+    job.report.notes += samples.notes
+    job.report.warnings += samples.warnings
+    if samples.skipped:
+        job.report.warnings.append(
+            f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
+        )
 
 
 def whole_runs(job: Job, samples: list[Sample]) -> list[Sample]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ptq_core.jobs.choices import find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.job import Job, in_runs
-from ptq_core.jobs.measured import whole_runs
+from ptq_core.jobs.measured import VERIFIED_SAMPLES, tell_of, whole_runs
 from ptq_core.samples import Sample, add_to_digest
 from ptq_core.weights.trial import generated_samples
 
-_COMPARED = 8
 _GENERATED = 4
 
 
@@ -53,24 +53,15 @@ def find_probes(job: Job, data: Iterable[Any] | None) -> Probes:
             for index, sample in enumerate(samples.open())
             if is_kept(sample, index, samples.count)
         ]
-        unseen: list[Sample] = []
-        if samples.held_out is not None:
-            for sample in samples.held_out():
-                unseen.append(sample)
-                if len(unseen) == _COMPARED:
-                    break
-    job.report.notes += samples.notes
-    job.report.warnings += samples.warnings
-    if samples.skipped:
-        job.report.warnings.append(
-            f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
-        )
+        held_out = samples.held_out() if samples.held_out is not None else ()
+        unseen = list(islice(held_out, VERIFIED_SAMPLES))
+    tell_of(samples, job)
     digest = hashlib.sha256()
     for batch in in_runs(job, kept, 1):
         add_to_digest(digest, batch)
     return Probes(
         kept=tuple(kept),
-        compared=tuple(whole_runs(job, unseen or kept[:_COMPARED])),
+        compared=tuple(whole_runs(job, unseen or kept[:VERIFIED_SAMPLES])),
         held_out=bool(unseen),
         sha256=digest.hexdigest(),
     )

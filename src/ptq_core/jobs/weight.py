@@ -17,6 +17,7 @@ from ptq_core.calibration import Emit
 from ptq_core.config import Config
 from ptq_core.emission import WeightWriter, correct_biases, correctable, corrected_weight
 from ptq_core.errors import PluginError
+from ptq_core.graph import operators as ops
 from ptq_core.graph.model import check_writable, copy_of, runnable, save_model
 from ptq_core.jobs.choices import WeightEncoding, find_reader, find_runner, find_weight_encoding
 from ptq_core.jobs.corrected import measured_corrections
@@ -144,7 +145,7 @@ def _quantized(job: Job, quantize: Quantize) -> dict[str, QuantizedWeight]:
     found: dict[str, QuantizedWeight] = {}
     with job.stage("weights"):
         for done, plan in enumerate(plans, 1):
-            array = _array(values[plan.tensor])
+            array = ops.array_of(values[plan.tensor])
             with named(plan.tensor):
                 weight = quantize(plan, array)
             found[plan.tensor] = weight
@@ -197,7 +198,7 @@ def _write(
         correct_biases(model, corrections)
         writer = WeightWriter(model, weight_form(job))
         for done, one in enumerate(plan.constants, 1):
-            array, weight = _array(values[one.tensor]), weights.pop(one.tensor)
+            array, weight = ops.array_of(values[one.tensor]), weights.pop(one.tensor)
             if weight_form(job) == "folded" and job.config.weight.quant_strategy != "MAX_MIN":
                 weight = with_half_parameters(weight)
             with blame(encoding.entry.record, f"encoding '{one.tensor}'"):
@@ -218,12 +219,6 @@ def _write(
         )
     job.report.weights = tuple(stored)
     return model
-
-
-def _array(value: ir.Value) -> NDArray[Any]:
-    if value.const_value is None:
-        raise AssertionError(f"'{value.name}' is no constant")
-    return value.const_value.numpy()
 
 
 def _stored(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,7 @@ def quantizer(
         return _by_step(job, steps)
     if job.config.weight.quant_strategy == "GPTQ":
         return _compensated(job, probes, runner, runner_options)
-    return lambda plan, array: _on_grid(job, plan, array)
+    return _on_grid(job)
 
 
 def weight_form(job: Job) -> Form:
@@ -74,22 +75,27 @@ def _has_zero_point(job: Job, plan: ConstantPlan) -> bool:
     return weight_form(job) == "dequantize" and not plan.table
 
 
-def _on_grid(job: Job, plan: ConstantPlan, array: NDArray[Any]) -> QuantizedWeight:
+def _on_grid(job: Job) -> Quantize:
     """Every weight by itself, on the grid that the width asks for."""
     weight, bits = job.config.weight, job.config.common.bit_num
     strategy = weight.quant_strategy or ("MSE" if bits <= BYTE else "MAX_MIN")
-    divisor = input_scale(array, plan.axes) if plan.balanced else None
-    found = quantize_weight(
-        array if divisor is None else array / divisor,
-        bits,
-        plan.axes,
-        strategy="MAX_MIN" if strategy == "MAX_MIN" else "MSE",
-        correct=weight.bias_correction,
-        groups=plan.group_size or None,
-    )
-    if _has_zero_point(job, plan):
-        return with_zero_points(array, found, keep_sums=plan.tensor in _kept_sums(job))
-    return replace(found, input_scale=divisor)
+    sums = _kept_sums(job)
+
+    def quantize(plan: ConstantPlan, array: NDArray[Any]) -> QuantizedWeight:
+        divisor = input_scale(array, plan.axes) if plan.balanced else None
+        found = quantize_weight(
+            array if divisor is None else array / divisor,
+            bits,
+            plan.axes,
+            strategy="MAX_MIN" if strategy == "MAX_MIN" else "MSE",
+            correct=weight.bias_correction,
+            groups=plan.group_size or None,
+        )
+        if _has_zero_point(job, plan):
+            return with_zero_points(array, found, keep_sums=plan.tensor in sums)
+        return replace(found, input_scale=divisor)
+
+    return quantize
 
 
 # ------------------------------------------------------------------------- with compensated errors
@@ -99,7 +105,7 @@ def _compensated(
     job: Job, probes: Probes, runner: Registered[RunnerEntry], runner_options: Any
 ) -> Quantize:
     """Codes that keep the outputs of layers on the samples (GPTQ), where that can be measured."""
-    layers = _layers(job)
+    layers, round_alone = _layers(job), _on_grid(job)
     chunks = _chunks(job, layers)
     measured: dict[str, NDArray[np.float64]] = {}
     left_out = [one.tensor for one in job.report.plan.constants if one.tensor not in chunks]
@@ -112,7 +118,7 @@ def _compensated(
         )
 
     def quantize(plan: ConstantPlan, array: NDArray[Any]) -> QuantizedWeight:
-        start = _on_grid(job, plan, array)
+        start = round_alone(plan, array)
         if plan.tensor not in chunks:
             return start
         if plan.tensor not in measured:
@@ -233,11 +239,10 @@ def find_steps(
     with job.stage("tune"):
         steps = _tuned(job, probes, runner, runner_options) if mixed.auto_tune else {}
         for name, plan in plans.items():
-            tensor = values[name].const_value
-            if name not in steps and tensor is not None:
+            if name not in steps:
                 with named(name):
                     axes = () if plan.table else plan.axes
-                    steps[name] = step_for(tensor.numpy(), mixed.init_scale, axes)
+                    steps[name] = step_for(ops.array_of(values[name]), mixed.init_scale, axes)
     return steps
 
 
@@ -302,19 +307,13 @@ def _tuned(
     return dict(found.steps)
 
 
-class named:  # noqa: N801 - reads as what it does
+@contextmanager
+def named(tensor: str) -> Iterator[None]:
     """Say which weight it is in errors about its numbers."""
-
-    def __init__(self, tensor: str) -> None:
-        self._tensor = tensor
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NumericError):
-            raise ModelError(
-                str(error.problems[0].message),
-                location=Location(tensor=self._tensor),
-                hint=error.problems[0].hint,
-            ) from error
+    try:
+        yield
+    except NumericError as error:
+        (problem,) = error.problems
+        raise ModelError(
+            problem.message, location=Location(tensor=tensor), hint=problem.hint
+        ) from error

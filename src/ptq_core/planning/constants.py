@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ptq_core.errors import Location, ModelError
 from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import Prepared
-from ptq_core.planning.plan import ConstantPlan, NodePlan, Plan
+from ptq_core.planning.plan import ConstantPlan, NodePlan, Plan, tally
 from ptq_core.planning.skip import match_nodes
 
 _PARAMETERS = 8  # bytes: a scale and an offset
@@ -238,13 +238,6 @@ def _granularity(plan: ConstantPlan, thresholds: Thresholds) -> str:
 
 
 def _nothing(nodes: Sequence[NodePlan]) -> ModelError:
-    def lines() -> Iterator[str]:
-        counted: dict[str, int] = {}
-        for node in nodes:
-            if node.decision == "float":
-                line = f"{node.op_type}: {node.reason}"
-                counted[line] = counted.get(line, 0) + 1
-        yield from (f"{count} x {line}" for line, count in counted.items())
-
-    why = "; ".join(lines()) or f"none of {', '.join(ops.WEIGHTS)} has constant weights"
+    why = tally(f"{node.op_type}: {node.reason}" for node in nodes if node.decision == "float")
+    why = why or f"none of {', '.join(ops.WEIGHTS)} has constant weights"
     return ModelError(f"there is nothing to quantize: {why}")

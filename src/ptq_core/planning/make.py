@@ -17,7 +17,7 @@ from ptq_core.planning.nodes import (
     is_requantized,
     why_float,
 )
-from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan
+from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan, tally
 from ptq_core.planning.regions import propagate, tensor_plans, trim, weight_plans
 from ptq_core.planning.skip import match_nodes
 from ptq_core.types import TargetSpec
@@ -151,15 +151,12 @@ def _warnings(
 
 
 def _nothing(graph: ir.Graph, reasons: dict[str, str], target: TargetSpec) -> ModelError:
-    counted: dict[str, int] = {}
-    for node in graph:
-        if node.op_type in ops.LINEAR:
-            reason = reasons.get(ops.key(node), "")
-            line = f"{node.op_type}: {reason}"
-            counted[line] = counted.get(line, 0) + 1
-    if counted:
-        why = "; ".join(f"{count} x {line}" for line, count in counted.items())
-    else:
+    why = tally(
+        f"{node.op_type}: {reasons.get(ops.key(node), '')}"
+        for node in graph
+        if node.op_type in ops.LINEAR
+    )
+    if not why:
         layers = ", ".join(
             name for name in ops.LINEAR if target.operators.get(name, None) is not None
         )

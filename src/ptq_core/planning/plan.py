@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,3 +127,8 @@ class Plan:
     def count(self, decision: Decision) -> int:
         """How many nodes have this decision."""
         return sum(node.decision == decision for node in self.nodes)
+
+
+def tally(lines: Iterable[str]) -> str:
+    """The lines one after the other, equal ones once with their number, as messages have it."""
+    return "; ".join(f"{count} x {line}" for line, count in Counter(lines).items())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptq_core.arithmetic import cosine
 from ptq_core.errors import InputError, Location, PluginError, Problem
 from ptq_core.graph.model import copy_of, runnable
-from ptq_core.graph.operators import dimensions
+from ptq_core.graph.operators import array_of, dimensions
 from ptq_core.plugins import Registered, blame
 from ptq_core.samples import Sample, batches
 from ptq_core.types import ModelInput, Runner, RunnerEntry
@@ -88,7 +88,7 @@ class Trial:
     ) -> None:
         known = model.graph.initializers
         self.left_out = tuple(name for name in names if name not in known)
-        self.weights = {name: _array(known[name]) for name in names if name not in self.left_out}
+        self.weights = {name: array_of(known[name]) for name in names if name not in self.left_out}
         self.runs = 0
         self._plugin = runner
         with (
@@ -231,12 +231,6 @@ def _with_inputs(model: ir.Model, names: Weights) -> ir.Model:
         value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
         copy.graph.inputs.append(value)
     return copy
-
-
-def _array(value: ir.Value) -> NDArray[Any]:
-    if value.const_value is None:
-        raise AssertionError(f"'{value.name}' is no constant")
-    return np.asarray(value.const_value.numpy())
 
 
 def _may_batch(model: ir.Model) -> bool:
