@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import archive, comparison, suite, weights
+from benchmarks import archive, comparison, dynamic, forms, suite, weights
 from benchmarks.cases import Case, example, listed, own
 from benchmarks.measure import Row, table
 from benchmarks.suite import Options
@@ -32,9 +32,10 @@ BENCHMARKS: Mapping[str, Callable[[Case, Options], list[Row]]] = {
     "accuracy": suite.accuracy,
     "weights": weights.weights,
     "archive": archive.archive,
+    "dynamic": dynamic.dynamic,
     "peers": comparison.peers,
 }
-_ONLY_BY_NAME = {"stages", "weights", "archive", "peers"}  # they take long
+_ONLY_BY_NAME = {"stages", "weights", "archive", "dynamic", "peers"}  # they take long
 _ROUNDS = {"peers": 3}
 _OTHER_ROUNDS = 5
 
@@ -43,6 +44,11 @@ def main() -> int:
     given = _arguments()
     machine = _machine()
     print(", ".join(f"{name} {value}" for name, value in _flat(machine)))
+    if given.forms:
+        rows = forms.forms(given.rounds or _OTHER_ROUNDS)
+        _keep("forms", machine, rows)
+        print(f"\n## forms\n\n{table(rows)}", flush=True)
+        return 0
     with tempfile.TemporaryDirectory(prefix="ptq-benchmarks-") as folder:
         work = Path(folder)
         cases = _cases(given, work)
@@ -54,7 +60,7 @@ def main() -> int:
                 methods=tuple(given.method or ()),
                 tools=tuple(given.peer or ()),
             )
-            rows: list[Row] = []
+            rows = []
             for case in cases:
                 print(f"{name}: {case.name}", file=sys.stderr, flush=True)
                 try:
@@ -96,6 +102,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peer", action="append", choices=(PTQ, *PEERS), help="peers: only this; repeatable"
     )
+    parser.add_argument(
+        "--forms", action="store_true", help="dynamic: single layers in several forms, no models"
+    )
     ours = parser.add_argument_group("your own classifier of pictures, instead of --models")
     ours.add_argument("--model", type=Path, metavar="ONNX")
     ours.add_argument("--config", type=Path, help="how ptq quantizes it: [data_preprocess_param]")
@@ -103,6 +112,8 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.model and not (given.config and given.eval):
         parser.error("--model needs --config and --eval")
+    if given.forms and given.names != ["dynamic"]:
+        parser.error("--forms is for dynamic")
     if unknown := set(given.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     return given

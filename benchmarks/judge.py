@@ -23,7 +23,7 @@ FLOAT = "float"
 _BURST = 0.15  # seconds that one file runs before it is the next one's turn
 
 
-def open_model(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_model(path: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     """A plain session on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -44,7 +44,11 @@ def plain_loop(case: Case, session: onnxruntime.InferenceSession) -> float:
 def latencies(case: Case, files: Mapping[str, Path], rounds: int) -> dict[str, list[float]]:
     """Seconds of one inference of each file, once a round: one thread, batch 1."""
     sessions = {name: open_model(path, 1) for name, path in files.items()}
-    sample = next(feeds(case.evaluation, sessions[FLOAT]))
+    return latencies_of(sessions, next(feeds(case.evaluation, sessions[FLOAT])), rounds)
+
+
+def latencies_of(sessions: Sessions, sample: Feeds, rounds: int) -> dict[str, list[float]]:
+    """The same of sessions, with this sample."""
     bursts = {name: _burst(session, sample) for name, session in sessions.items()}
     found = in_turns(1 + rounds, bursts)
     return {name: each[1:] for name, each in found.items()}  # the first round warms up

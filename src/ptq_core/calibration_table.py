@@ -135,6 +135,7 @@ class CalibrationTable(_Part):
         data: that it was made from.
         equalization: by what each layer's output channels were divided before they were watched,
             by the name of the layer's first output; empty where each channel has a weight scale.
+        smoothing: by what channels of activations were divided then, by the activation's name.
         methods: what each has found.
     """
 
@@ -144,6 +145,7 @@ class CalibrationTable(_Part):
     plan: PlanFacts
     data: DataFacts
     equalization: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    smoothing: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     methods: dict[str, MethodTable] = Field(min_length=1)
 
 

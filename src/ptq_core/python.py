@@ -22,6 +22,7 @@ def quantize(
     data: Iterable[Any] | None = None,
     calibration: str | Path | CalibrationTable | None = None,
     bits: int | None = None,
+    dynamic: str | None = None,
     target: str | None = None,
     method: str = "MAX_MIN",
     per_channel: bool = True,
@@ -32,8 +33,9 @@ def quantize(
 ) -> Report:
     """Quantize a float32 ONNX model and write the result.
 
-    Without ``config`` this is full quantization with the keyword arguments, or with ``bits`` weight
-    quantization; with it, the config says everything and ``data``, if given, replaces its samples.
+    Without ``config`` this is full quantization with the keyword arguments, with ``bits`` weight
+    quantization, or with ``dynamic`` dynamic quantization; with it, the config says everything and
+    ``data``, if given, replaces its samples.
 
     Args:
         model: the ONNX file.
@@ -44,6 +46,8 @@ def quantize(
         calibration: a table of :func:`calibrate` or its file, instead of any samples.
         bits: only the weights become integers, of so many bits; 0 are mixed bits. Data is optional
             then.
+        dynamic: activations are quantized while the model runs: ``ALWC``, ``ACWC`` or ``ACWL``.
+            Data is optional then, too.
         target: the device, CPU by default.
         method: the calibrator of activations.
         per_channel: one weight scale per output channel.
@@ -60,7 +64,12 @@ def quantize(
         raise InputError("data and calibration: the ranges come from the one or from the other")
     path = Path(model)
     has_data = data is not None or calibration is not None
-    if bits is not None and config is None:
+    if bits is not None and dynamic is not None:
+        raise InputError("bits and dynamic: these are two jobs, give one of them")
+    if dynamic is not None and config is None:
+        values = dynamic_quant_values(dynamic, skip=skip)
+        job = config_from_values(values, has_data=has_data, target=target)
+    elif bits is not None and config is None:
         values = weight_quant_values(bits, per_channel=per_channel, skip=skip)
         job = config_from_values(values, has_data=has_data, target=target)
     else:
@@ -129,11 +138,13 @@ def calibrate(
 
 
 def default_output(model: Path, config: Config) -> Path:
-    """Where the result goes if nobody says: beside the model, ``_int8``, ``_w4`` or ``_mixed``."""
+    """Where the result goes if nobody says: beside the model, with ``_int8``, ``_w4`` and so on."""
     bits = config.common.bit_num
     ending = "int8"
     if config.common.quant_type == "WEIGHT_QUANT":
         ending = f"w{bits}" if bits else "mixed"
+    if config.common.quant_type == "DYNAMIC_QUANT":
+        ending = "dynamic"
     return model.with_name(f"{model.stem}_{ending}.onnx")
 
 
@@ -169,6 +180,14 @@ def weight_quant_values(
         "common_quant_param": common,
         **({} if per_channel else {"weight_quant_param": {"per_channel": False}}),
     }
+
+
+def dynamic_quant_values(strategy: str, *, skip: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The sections that dynamic quantization with this strategy stands for."""
+    common: dict[str, Any] = {"quant_type": "DYNAMIC_QUANT"}
+    if skip:
+        common["skip_quant_node"] = list(skip)
+    return {"common_quant_param": common, "dynamic_quant_param": {"quant_strategy": strategy}}
 
 
 def full_quant_values(

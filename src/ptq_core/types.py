@@ -309,6 +309,9 @@ class TargetSpec:
         on_the_fly: how weights that stay integers in memory are dequantized: DequantizeLinear, or
             Cast, Add and Mul where the compiler knows only those.
         on_the_fly_operators: whose weights can be; empty for all.
+        dynamic_operators: operators that the device computes in integers with activations that are
+            quantized while running (MatMul and Gemm as MatMulInteger, Conv as ConvInteger, LSTM as
+            com.microsoft's DynamicQuantizeLSTM, Gather as a table of integers); empty: none.
     """
 
     activation: QScheme
@@ -321,6 +324,7 @@ class TargetSpec:
     packed_weights: bool = True
     on_the_fly: Literal["dequantize", "cast_add_mul"] = "dequantize"
     on_the_fly_operators: tuple[str, ...] = ()
+    dynamic_operators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -421,8 +425,9 @@ class Event:
     """Something that happened in a running job.
 
     Attributes:
-        stage: ``prepare``, ``plan``, ``equalize``, ``load``, ``calibrate``, ``correct``, ``tune``,
-            ``weights``, ``emit``, ``verify``, ``save``, ``pack`` or ``unpack``.
+        stage: ``prepare``, ``plan``, ``equalize``, ``smooth``, ``load``, ``calibrate``,
+            ``correct``, ``tune``, ``weights``, ``emit``, ``verify``, ``save``, ``pack`` or
+            ``unpack``.
         kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.

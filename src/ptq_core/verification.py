@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ import onnx
 from numpy.typing import NDArray
 
 from ptq_core.arithmetic import cosine, sqnr
-from ptq_core.errors import PtqError
+from ptq_core.errors import Location, ModelError, PtqError
 from ptq_core.planning import Plan
 from ptq_core.plugins import Registered, blame
 from ptq_core.samples import Sample
 from ptq_core.types import Runner, RunnerEntry
+
+# Operators that a layer with dynamic quantization must not end up as.
+_FLOAT_LAYERS = frozenset(
+    {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "LSTM"}
+)
 
 # Operators that compute with integers and may still give a float result, by parts of their names.
 _INTEGER_KERNELS = (
@@ -68,15 +73,36 @@ class Verification:
         return min((output.cosine for output in self.outputs), default=None)
 
 
-def check_model(model: bytes | Path) -> None:
-    """Raise PtqError if the ONNX checker refuses the model: that is a defect of ptq."""
+def check_model(model: bytes | Path, original: Path) -> None:
+    """Raise an error if the ONNX checker refuses the quantized model.
+
+    Raises:
+        ModelError: it refuses the float model, too, and for the same reason.
+        PtqError: it does not: that is a defect of ptq.
+    """
+    found = _refusal(model)
+    if found is None:
+        return
+    before = _refusal(original)
+    if before is not None and before.splitlines()[0] == found.splitlines()[0]:
+        raise ModelError(
+            f"is not valid ONNX: {found}",
+            location=Location(file=str(original)),
+            hint="export it again; `onnx.checker.check_model` says the same of it",
+        )
+    raise PtqError(
+        f"the quantized model is not valid ONNX, nothing was written: {found}",
+        hint="this is a defect of ptq or of a target plugin",
+    )
+
+
+def _refusal(model: bytes | Path) -> str | None:
+    """What the ONNX checker says against a model."""
     try:
         onnx.checker.check_model(str(model) if isinstance(model, Path) else model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise PtqError(
-            f"the quantized model is not valid ONNX, nothing was written: {error}",
-            hint="this is a defect of ptq or of a target plugin",
-        ) from error
+        return str(error).strip() or type(error).__name__
+    return None
 
 
 def verify(
@@ -130,6 +156,15 @@ def _check(name: str, pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> OutputC
     )
 
 
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the bodies in it."""
+    for node in graph.node:
+        yield node
+        for attr in node.attribute:
+            for body in (attr.g, *attr.graphs):
+                yield from _nodes(body)
+
+
 def _executed(
     session: Runner, plan: Plan, runner: Registered[RunnerEntry]
 ) -> tuple[Mapping[str, int], tuple[str, ...]]:
@@ -138,23 +173,37 @@ def _executed(
         form = session.executed_model()
     if form is None:
         return {}, ()
-    graph = onnx.load_from_string(form).graph
-    counts = Counter(node.op_type for node in graph.node)
+    nodes = list(_nodes(onnx.load_from_string(form).graph))
+    counts = Counter(node.op_type for node in nodes)
     by_output = {node.key: node.name for node in plan.nodes if node.decision == "integer"}
     by_output |= {
         name: by_output.get(name, name) for name, tensor in plan.tensors.items() if tensor.produced
     }
     # emission calls an output's float value so, the output being what comes behind
-    made = {output for node in graph.node for output in node.output}
+    made = {output for node in nodes for output in node.output}
     by_output = {
         f"{output}_float" if f"{output}_float" in made else output: name
         for output, name in by_output.items()
     }
     unexpected = [
         by_output[output]
-        for node in graph.node
+        for node in nodes
         if not any(part in node.op_type for part in _INTEGER_KERNELS)
         for output in node.output
         if output in by_output
+    ]
+    # emission calls the product before a bias or a factor so
+    dynamic = {
+        f"{node.key}{ending}": node.name
+        for node in plan.nodes
+        if node.decision == "dynamic"
+        for ending in ("", "_product", "_scaled")
+    }
+    unexpected += [
+        dynamic[output]
+        for node in nodes
+        if node.op_type in _FLOAT_LAYERS
+        for output in node.output
+        if output in dynamic
     ]
     return dict(counts.most_common()), tuple(dict.fromkeys(unexpected))

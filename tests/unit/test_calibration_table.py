@@ -95,7 +95,7 @@ def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
     assert text.startswith('{\n  "format": 1,\n  "ptq": "0.1.0",\n  "model": {\n')
     assert '\n        "x": [-1.0, 2.0],\n        "r[1]": [0.0, 6.0]\n' in text
     assert '"gain": [1.0, 1.01],' in text
-    fields = ["format", "ptq", "model", "plan", "data", "equalization", "methods"]
+    fields = ["format", "ptq", "model", "plan", "data", "equalization", "smoothing", "methods"]
     assert list(json.loads(text)) == fields
     assert read_table(path) == table()
     assert [one.name for one in tmp_path.iterdir()] == ["table.json"]

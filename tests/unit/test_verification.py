@@ -11,7 +11,7 @@ import pytest
 from ptq_core.arithmetic import cosine, sqnr
 from ptq_core.diagnosis import node_errors
 from ptq_core.emission import emit
-from ptq_core.errors import PtqError
+from ptq_core.errors import ModelError, PtqError
 from ptq_core.graph.model import serialize
 from ptq_core.graph.prepare import prepare
 from ptq_core.jobs import tensor_parameters
@@ -128,9 +128,20 @@ def test_node_errors_are_those_of_the_measured_tensors() -> None:
 
 def test_an_invalid_model_is_a_defect_of_ours(tmp_path: Path) -> None:
     made = tiny.gemm()
-    check_model(made.SerializeToString())
-    check_model(tiny.save(made, tmp_path))
+    original = tiny.save(made, tmp_path)
+    check_model(made.SerializeToString(), original)
+    check_model(original, original)
     made.graph.node[1].input[0] = "nowhere"
     with pytest.raises(PtqError, match="not valid ONNX, nothing was written") as caught:
-        check_model(made.SerializeToString())
+        check_model(made.SerializeToString(), original)
     assert caught.value.exit_code == 4
+
+
+def test_a_float_model_that_was_invalid_before_is_blamed_itself(tmp_path: Path) -> None:
+    made = tiny.gemm()
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    original = tiny.save(made, tmp_path)
+    with pytest.raises(ModelError, match="is not valid ONNX: Field 'shape'") as caught:
+        check_model(made.SerializeToString(), original)
+    assert str(original) in str(caught.value)
+    assert caught.value.exit_code == 2

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from ptq_core.arithmetic import Correction
 from ptq_core.emission import WeightWriter, correct_biases, correctable, corrected_weight
-from ptq_core.emission.names import Names
 from ptq_core.emission.weights import Form
 from ptq_core.errors import PluginError
+from ptq_core.graph.names import Names
 from ptq_core.graph.prepare import prepare
 from ptq_core.planning import ConstantPlan, Plan, Thresholds, make_weight_plan
 from ptq_core.planning.constants import weight_values

@@ -176,8 +176,6 @@ def _located(error: PtqError, where: Location) -> Iterator[Problem]:
 def _notes(config: Config) -> Iterator[Problem]:
     from ptq_core.config import resolve_path
 
-    if config.common.quant_type == "DYNAMIC_QUANT":
-        yield Problem(message=f"{config.common.quant_type} is not available in this version")
     for name, folder in (config.data.calibrate_path if config.data is not None else {}).items():
         path, note = resolve_path(config, folder)
         where = config.locate("data_preprocess_param", "calibrate_path")

@@ -42,6 +42,14 @@ class _ResizeMethod(StrEnum):
     CUBIC = "CUBIC"
 
 
+class _Strategy(StrEnum):
+    """What has one scale (L) and what has several (C): activations, then weights."""
+
+    ALWC = "ALWC"
+    ACWC = "ACWC"
+    ACWL = "ACWL"
+
+
 class _DataLayout(StrEnum):
     """Where the channels of 4-D data are."""
 
@@ -139,6 +147,16 @@ Bits = Annotated[
         max=16,
         rich_help_panel=_QUANTIZATION,
         help="Weights only, in so many bits; the model computes in float. 0: mixed bits.",
+    ),
+]
+Dynamic = Annotated[
+    _Strategy | None,
+    typer.Option(
+        metavar="ALWC|ACWC|ACWL",
+        case_sensitive=False,
+        rich_help_panel=_QUANTIZATION,
+        help="Quantize activations while the model runs, for transformers; data is optional. ALWC "
+        "is the fastest, ACWC (a scale for each token) the closest.",
     ),
 ]
 Fp16 = Annotated[
@@ -247,7 +265,6 @@ def read_options(
     from ptq_core.cli.pictures import PictureFlags
     from ptq_core.config import config_from_values, load_config, parse_input_shape
     from ptq_core.jobs import Settings
-    from ptq_core.python import full_quant_values, weight_quant_values
 
     file, target, skip = (params[name] for name in ("config", "target", "skip"))
     method = None if methods else params["method"]
@@ -267,14 +284,14 @@ def read_options(
         fp16=params.get("fp16", False),
         save_scales=None if scales is None else Path(scales),
     )
-    bits, per_channel = params.get("bits"), not params["per_layer"]
+    bits, dynamic = params.get("bits"), _text(params.get("dynamic"))
     if stored is not None:
         _refuse_beside_table(stored, flags.given())
     shown = None
     if file is not None:
         flagged: dict[str, object] = dict.fromkeys(flags.given(), True)
         flagged["--per-layer"] = params["per_layer"]
-        flagged["--bits"] = bits is not None
+        flagged["--bits"], flagged["--dynamic"] = bits is not None, dynamic
         if stored is None:
             flagged["--method"] = method
         refuse_beside_config(file, flagged)
@@ -282,24 +299,21 @@ def read_options(
         job = _with_method(with_skip(job, skip or ()), method)
         _refuse_other_layout(job, settings.data_layout)
     else:
-        if bits is None:
-            values = full_quant_values(
-                method=method or "MAX_MIN", per_channel=per_channel, skip=skip or ()
-            )
-        else:
-            _refuse_beside_bits(method, stored)
-            values = weight_quant_values(bits, per_channel=per_channel, skip=skip or ())
+        values = values_of_job(
+            bits, dynamic, method, per_layer=params["per_layer"], skip=skip or (), stored=stored
+        )
         if flags.data:
             model = Path(params["model"])
             job = config_from_flags(flags, model, state, values, target=target, settings=settings)
-        elif stored is not None or bits is not None:
+        elif stored is not None or bits is not None or dynamic is not None:
             job = config_from_values(values, has_data=True, target=target)
         else:
             raise InputError(
                 "there is no data to calibrate with",
                 hint="give --data DIR, a folder of samples, or -c CONFIG; "
                 "`ptq config new full_quant -o full_quant.cfg` writes a config to start from; "
-                "--bits 8 makes only the weights smaller, without data",
+                "--bits 8 makes only the weights smaller, --dynamic ALWC quantizes activations "
+                "while the model runs, both without data",
             )
     job = _with_runner(job, state.host, params["runner"], params["threads"])
     if flags.data:
@@ -310,6 +324,44 @@ def read_options(
                 f"# the same as a config, to keep and give with -c{besides}:\n\n{shown}"
             )
     return Asked(config=job, settings=settings, shown=shown)
+
+
+def values_of_job(
+    bits: int | None,
+    dynamic: str | None,
+    method: str | None,
+    *,
+    per_layer: bool,
+    skip: Sequence[str],
+    stored: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The sections that these options stand for, of one of the three jobs.
+
+    Raises:
+        InputError: options of different jobs; none of the others goes with ``bits`` and
+            ``dynamic`` both.
+    """
+    from ptq_core.python import dynamic_quant_values, full_quant_values, weight_quant_values
+
+    if bits is None and dynamic is None:
+        return full_quant_values(method=method or "MAX_MIN", per_channel=not per_layer, skip=skip)
+    job = "--bits" if bits is not None else "--dynamic"
+    ranges = "weights alone need no ranges" if bits is not None else "ranges are measured later"
+    others = {
+        "--method": (method, f"{ranges} of activations"),
+        "--calibration": (stored, f"{ranges} of activations"),
+        "--dynamic": (bits is not None and dynamic, "these are two jobs"),
+        "--per-layer": (dynamic and per_layer, "--dynamic ACWL has one weight scale for a layer"),
+    }
+    given = {name: why for name, (value, why) in others.items() if value}
+    if given:
+        raise InputError(
+            f"{', '.join(given)} and {job}: {'; '.join(dict.fromkeys(given.values()))}",
+            hint=f"leave out the one or the other; without {job} it is full quantization",
+        )
+    if bits is not None:
+        return weight_quant_values(bits, per_channel=not per_layer, skip=skip)
+    return dynamic_quant_values(dynamic or "", skip=skip)
 
 
 def with_skip(config: Config, skip: Sequence[str]) -> Config:
@@ -349,16 +401,6 @@ def _refuse_beside_table(table: Path, given: Sequence[str]) -> None:
             f"{', '.join(given)} and --calibration: the ranges come from samples or from {table}, "
             "not from both",
             hint="leave out the one or the other",
-        )
-
-
-def _refuse_beside_bits(method: str | None, table: Path | None) -> None:
-    given = {"--method": method, "--calibration": table}
-    names = [name for name, value in given.items() if value is not None]
-    if names:
-        raise InputError(
-            f"{', '.join(names)} and --bits: weights alone need no ranges of activations",
-            hint="leave out --bits for full quantization",
         )
 
 

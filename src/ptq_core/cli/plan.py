@@ -9,11 +9,13 @@ import typer
 
 from ptq_core.cli.options import (
     Bits,
+    Dynamic,
     Method,
     PerLayer,
     Skip,
     Target,
     refuse_beside_config,
+    values_of_job,
     with_skip,
 )
 from ptq_core.cli.state import Json, NoPlugin, NoPlugins, State, Verbose
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ptq_core.jobs import Report
 
 _STYLES = {"integer": "green", "fused": "green", "float": "yellow", "guarded": "yellow",
-           "weights": "green"}  # fmt: skip
+           "weights": "green", "dynamic": "green"}  # fmt: skip
 
 
 def plan(
@@ -39,6 +41,7 @@ def plan(
     ] = None,
     json: Json = False,
     bits: Bits = None,
+    dynamic: Dynamic = None,
     target: Target = None,
     method: Method = None,
     per_layer: PerLayer = False,
@@ -50,23 +53,23 @@ def plan(
     """Show what quantization would do with every node of MODEL, and why. Needs no data."""
     from ptq_core.config import config_from_values, load_config
     from ptq_core.jobs import plan_job
-    from ptq_core.python import full_quant_values, weight_quant_values
 
     state: State = context.obj
     state.start_logging()
     if config is not None:
         refuse_beside_config(
             config,
-            {"--method": method, "--per-layer": per_layer, "--bits": bits is not None},
+            {
+                "--method": method,
+                "--per-layer": per_layer,
+                "--bits": bits is not None,
+                "--dynamic": dynamic,
+            },
         )
         job = with_skip(load_config(config, has_data=True, target=target), skip or ())
     else:
-        if bits is None:
-            values = full_quant_values(
-                method=method or "MAX_MIN", per_channel=not per_layer, skip=skip or ()
-            )
-        else:
-            values = weight_quant_values(bits, per_channel=not per_layer, skip=skip or ())
+        strategy = None if dynamic is None else str(dynamic)
+        values = values_of_job(bits, strategy, method, per_layer=per_layer, skip=skip or ())
         job = config_from_values(values, has_data=True, target=target)
     report = plan_job(model, job, state.host)
     report.warnings += state.host.warnings

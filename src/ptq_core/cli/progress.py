@@ -19,6 +19,7 @@ _DOING = {
     "prepare": "preparing the model",
     "plan": "deciding on every node",
     "equalize": "equalizing channels",
+    "smooth": "smoothing outliers",
     "load": "loading the model and samples",
     "calibrate": "measuring activations",
     "correct": "correcting biases",

@@ -21,7 +21,8 @@ def quantize(
             "-o",
             "--output",
             metavar="FILE",
-            help="The result; by default MODEL_int8.onnx, or MODEL_w4.onnx with --bits 4.",
+            help="The result; by default MODEL_int8.onnx, MODEL_w4.onnx with --bits 4, or "
+            "MODEL_dynamic.onnx.",
         ),
     ] = None,
     json: Json = False,
@@ -42,6 +43,7 @@ def quantize(
         ),
     ] = None,
     bits: options.Bits = None,
+    dynamic: options.Dynamic = None,
     fp16: options.Fp16 = False,
     save_scales: options.SaveScales = None,
     target: options.Target = None,
@@ -68,6 +70,8 @@ def quantize(
     ptq quantize model.onnx --calibration model_calibration.json --method KL
 
     ptq quantize model.onnx --bits 4
+
+    ptq quantize model.onnx --dynamic ALWC
     """
     from ptq_core.cli.running import run_job
     from ptq_core.python import default_output

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ptq_core.types import Range
     from ptq_core.verification import Verification
 
-DECISIONS = ("integer", "fused", "weights", "float", "guarded", "untouched")
+DECISIONS = ("integer", "fused", "dynamic", "weights", "float", "guarded", "untouched")
 _GROUPS = 10  # of float operators in the summary; `ptq plan` shows all
 _NAMES = 3  # of nodes in a group
 _SUSPECTS = 5
@@ -177,7 +177,9 @@ def print_missed(console: Console, report: Report, other_methods: Sequence[str])
         console.print(f"to go on: --skip {name} leaves the first of them in float (repeatable)")
     if other_methods:
         console.print(f"or another activation_quant_method: {', '.join(other_methods)}")
-    if report.weights:
+    if report.plan.count("dynamic"):
+        console.print("to go on: --dynamic ACWC, or data (--data DIR) to smooth outliers with")
+    elif report.weights:
         console.print("to go on: more bits, or data (--data DIR) to correct the layers with")
     for path in report.files[:1]:
         console.print(f"the file was kept: {path}")
@@ -195,6 +197,7 @@ def described_counts(plan: Plan) -> str:
     texts = {
         "integer": "{} integer",
         "fused": "{} fused into them",
+        "dynamic": "{} integer, their activations quantized while running",
         "weights": "{} with integer weights",
         "float": "{} float",
         "guarded": "{} float and guarded against the runtime's own quantization",
@@ -202,6 +205,8 @@ def described_counts(plan: Plan) -> str:
     }
     if plan.constants:
         texts |= {"float": "{} with float weights", "untouched": "{} without weights"}
+    if plan.count("dynamic"):
+        texts |= {"float": "{} float", "untouched": "{} without weights"}
     return ", ".join(texts[name].format(number) for name, number in found.items() if number)
 
 

@@ -66,13 +66,6 @@ class Draft:
         """Where a key stands."""
         return self.document.locate(section, key)
 
-    def uses_data(self) -> bool:
-        """Whether the job reads samples where the config names some."""
-        return (
-            self.job() in ("FULL_QUANT", "WEIGHT_QUANT")
-            or self.common.debug_info_save_path is not None
-        )
-
     def line(self, key: str, value: str) -> str:
         """A line to add, in the syntax of the file."""
         return f'{key} = "{value}"' if self.document.syntax == "toml" else f"{key}={value}"
@@ -168,7 +161,7 @@ def _required_data(draft: Draft) -> Iterator[Problem]:
     if full and not draft.present(FULL):
         hint = f"add [{FULL}]; every key in it has a default"
         yield problem(draft, f"FULL_QUANT needs a section [{FULL}]", COMMON, "quant_type", hint)
-    if draft.has_data or not draft.uses_data():
+    if draft.has_data or draft.job() is None:
         return
     required = ("calibrate_path", "calibrate_size", "input_type")
     missing = [key for key in required if not draft.written(DATA, key)]

@@ -26,12 +26,10 @@ def warnings(draft: Draft) -> Iterator[Problem]:
         WEIGHT: (job == "WEIGHT_QUANT", "it is for WEIGHT_QUANT"),
         MIXED: (mixed, "it is for WEIGHT_QUANT with bit_num=0"),
         FULL: (job == "FULL_QUANT", for_full),
-        DATA: (draft.uses_data(), "the job reads no samples"),
         DYNAMIC: (job == "DYNAMIC_QUANT", "it is for DYNAMIC_QUANT"),
     }
     kinds = {
         "calibrator": in_effect[FULL],
-        "preprocessor": in_effect[DATA],
         "encoding": in_effect[WEIGHT],
     }
     for section, found in draft.document.sections.items():
@@ -58,9 +56,21 @@ def warnings(draft: Draft) -> Iterator[Problem]:
             if draft.written(WEIGHT, key):
                 message = f"'{key}' has no effect with bit_num=0: a weight has one step"
                 yield problem(draft, message, WEIGHT, key)
+    if job == "DYNAMIC_QUANT":
+        yield from _dynamic(draft)
     if job == "WEIGHT_QUANT" and draft.weight.encoding and not draft.common.enable_encode:
         message = "'encoding' has no effect with enable_encode=false"
         yield problem(draft, message, WEIGHT, "encoding")
+
+
+def _dynamic(draft: Draft) -> Iterator[Problem]:
+    if draft.dynamic.attention and draft.dynamic.quant_strategy != "ALWC":
+        message = f"'attention' has no effect with {draft.dynamic.quant_strategy}: only ALWC has it"
+        yield problem(draft, message, DYNAMIC, "attention")
+    without_data = not draft.has_data and not draft.present(DATA)
+    if draft.written(DYNAMIC, "smoothing") and draft.dynamic.smoothing and without_data:
+        message = f"'smoothing' has no effect without samples, which [{DATA}] names"
+        yield problem(draft, message, DYNAMIC, "smoothing")
 
 
 def _described(draft: Draft) -> str:
@@ -71,9 +81,9 @@ def _described(draft: Draft) -> str:
 def notes(draft: Draft) -> Iterator[Problem]:
     """Advice."""
     size = draft.data.calibrate_size
-    if size and draft.uses_data() and not _FEWEST <= size <= _MOST:
+    if size and not _FEWEST <= size <= _MOST:
         message = f"calibrate_size = {size}: {_FEWEST} to {_MOST} samples are usual"
-        few = "ranges measured on few samples may be too narrow"
+        few = "what is measured on few samples may not hold for others"
         many = "more samples take longer and seldom change the ranges"
         hint = few if size < _FEWEST else many
         yield problem(draft, message, DATA, "calibrate_size", hint)

@@ -17,7 +17,7 @@ DequantStrategy = Literal["ON_THE_FLY"]
 ImageFormat = Literal["RGB", "GRAY", "BGR"]
 ResizeMethod = Literal["LINEAR", "NEAREST", "CUBIC"]
 DataFormat = Literal["NCHW", "NHWC"]
-DynamicStrategy = Literal["ALWC", "ACWL"]
+DynamicStrategy = Literal["ALWC", "ACWL", "ACWC"]
 WeightStrategy = Literal["MAX_MIN", "MSE", "GPTQ"]
 
 _LARGEST = 65535
@@ -83,12 +83,16 @@ class MixedBitWeightQuantParam(SectionModel):
 
 
 class FullQuantParam(SectionModel):
-    """``[full_quant_param]``; method and device are names of plugins, looked up later."""
+    """``[full_quant_param]``; method and device are names of plugins, looked up later.
+
+    ``smoothing`` is ours.
+    """
 
     activation_quant_method: _Text = "MAX_MIN"
     bias_correction: _Boolean = True
     per_channel: _Boolean = True
     target_device: _OptionalText = None
+    smoothing: _Boolean = True
 
 
 class DataPreprocessParam(SectionModel):
@@ -114,9 +118,17 @@ class DataPreprocessParam(SectionModel):
 
 
 class DynamicQuantParam(SectionModel):
-    """``[dynamic_quant_param]``: ALWC or ACWL."""
+    """``[dynamic_quant_param]``; the strategy ACWC and the other keys are ours.
+
+    The first two letters are the activations, the last two the weights: ``L`` one scale for all,
+    ``C`` a scale for each token and for each output channel. ``attention``: also products of two
+    activations. ``convolution``: also Conv. ``smoothing`` needs samples.
+    """
 
     quant_strategy: Annotated[DynamicStrategy, _one_of(DynamicStrategy)] = "ALWC"
+    attention: _Boolean = False
+    convolution: _Boolean = False
+    smoothing: _Boolean = True
 
 
 class AscendContext(SectionModel):

@@ -70,6 +70,13 @@ def _full_quant(target: str) -> _Sections:
             "Recommended: it costs seconds and gains most of what was lost.",
         ),
         _PER_CHANNEL,
+        _Setting(
+            "smoothing",
+            False,
+            "Outliers of activations are moved into the weights of transformers where samples\n"
+            "show that it helps; false leaves that out.",
+            active=False,
+        ),
     ]
     comment = "The device that runs the model: CPU, NVGPU, DSP, ASCEND, or a TOML file of your own."
     full.append(_Setting("target_device", target, comment))
@@ -229,9 +236,24 @@ def _dynamic_quant(target: str) -> _Sections:
             _Setting(
                 "quant_strategy",
                 "ALWC",
-                "ALWC: activations per layer, weights per channel; the faster one.\n"
-                "ACWL: activations per channel, weights per layer.",
+                "ALWC: activations one scale per layer, weights one per channel; the fastest.\n"
+                "ACWC: activations one scale per token, weights one per channel; the closest.\n"
+                "ACWL: activations one scale per token, weights one per layer.",
             ),
+            _Setting(
+                "smoothing",
+                True,
+                "Move outliers of activations into the weights where that helps. Needs samples:\n"
+                "add a section [data_preprocess_param] like that of `ptq config new full_quant`.",
+                active=False,
+            ),
+            _Setting(
+                "attention",
+                True,
+                "Also products of two activations, in ALWC; they gain little.",
+                active=False,
+            ),
+            _Setting("convolution", True, "Also Conv, which seldom gains.", active=False),
         ],
     } | _ascend_context(target)
 

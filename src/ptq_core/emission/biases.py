@@ -11,10 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq_core.arithmetic import Correction
-from ptq_core.emission.names import Names
 from ptq_core.emission.qdq import add_bias
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
+from ptq_core.graph.names import Names
 from ptq_core.graph.prepared import only_consumer
 from ptq_core.planning import Plan, WeightPlan
 from ptq_core.types import QScheme

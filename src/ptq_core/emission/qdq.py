@@ -23,9 +23,9 @@ from ptq_core.arithmetic import (
     weight_parameters,
     widen_for_bias,
 )
-from ptq_core.emission.names import Names
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
+from ptq_core.graph.names import Names
 from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import Plan, TensorPlan, WeightPlan, guard_channels
 from ptq_core.types import TargetSpec

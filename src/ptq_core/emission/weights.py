@@ -19,11 +19,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from ptq_core.emission.names import Names
 from ptq_core.emission.qdq import forget_shapes
 from ptq_core.errors import PluginError
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
+from ptq_core.graph.names import Names
 from ptq_core.planning import ConstantPlan
 from ptq_core.types import Encoded
 from ptq_core.weights.quantized import QuantizedWeight, container, is_half

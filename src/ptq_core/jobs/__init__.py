@@ -1,9 +1,10 @@
-"""The recipes: ``full`` and ``weight``, their stages in order; ``run`` chooses by the config."""
+"""The recipes full, weight and dynamic, their stages in order; ``run`` takes the config's."""
 
 from __future__ import annotations
 
 from ptq_core.jobs.calibrate import CalibrationReport, MethodReport, calibration_job
 from ptq_core.jobs.choices import find_target
+from ptq_core.jobs.dynamic import dynamic_quant
 from ptq_core.jobs.full import full_quant, tensor_parameters
 from ptq_core.jobs.report import Report, Settings, StoredWeight
 from ptq_core.jobs.run import plan_job, run
@@ -16,6 +17,7 @@ __all__ = [
     "Settings",
     "StoredWeight",
     "calibration_job",
+    "dynamic_quant",
     "find_target",
     "full_quant",
     "plan_job",

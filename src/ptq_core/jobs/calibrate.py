@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def calibration_job(
         methods: names of calibrators; the config's own if there are none.
         data: samples, instead of the config's.
         output: where the table goes, None: it is not written.
-        tensorrt: where the first method's ranges go as TensorRT's calibration cache.
+        tensorrt: where the first method's ranges go as TensorRT's calibration cache; activations
+            are not smoothed then, for TensorRT reads the model as it is.
         settings: the rest; the gate is not used.
         emit: told about progress, besides the plugins that observe.
 
@@ -130,6 +131,7 @@ def calibration_job(
     _check(model, output, tensorrt, config, host, methods)
     asked = asked_methods(config, host, methods)
     reader = find_reader(config, host) if data is None else None
+    config = config if tensorrt is None else _as_it_is(config)
     job = prepare_job(model, config, host, settings or Settings(), emit, asked)
     job.reader = reader
     runner, runner_options = find_runner(job)
@@ -163,6 +165,13 @@ def calibration_job(
         notes=report.notes,
         warnings=report.warnings,
     )
+
+
+def _as_it_is(config: Config) -> Config:
+    """The same without smoothing."""
+    if config.full is None:
+        return config
+    return replace(config, full=config.full.model_copy(update={"smoothing": False}))
 
 
 def _check(
@@ -251,6 +260,7 @@ def _table(job: Job, measured: Measured, methods: dict[str, MethodTable]) -> Cal
             skip=job.config.common.skip_quant_node,
             sha256=plan_sha256(job.report.plan),
         ),
+        smoothing={name: tuple(one.tolist()) for name, one in job.smoothing.items()},
         equalization={layer: tuple(one.tolist()) for layer, one in job.divisors.items()},
         data=DataFacts(
             samples=measured.calibration.samples, sha256=measured.calibration.data_sha256
@@ -273,7 +283,14 @@ def _write(
         method, first = next(iter(found.items()))
         ranges = _all_ranges(job.plans[method], first.ranges)
         texts[tensorrt] = tensorrt_cache(ranges, min_max=method == MAX_MIN)
-        job.report.notes.append(f"{tensorrt} has the ranges of {method}, the first method")
+        job.report.notes.append(
+            f"{tensorrt} has the ranges of {method}, the first method, without smoothing"
+        )
+        if job.divisors:
+            job.report.warnings.append(
+                f"{tensorrt} has the ranges of a model with equalized channels, which TensorRT "
+                "does not see: calibrate with per_channel = true for it"
+            )
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)

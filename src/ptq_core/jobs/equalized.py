@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import chain, islice
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from ptq_core.equalization import Watched, equalize, observe, watched
 from ptq_core.graph import operators as ops
 from ptq_core.graph.model import runnable, with_outputs
 from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.replay import replayed
 from ptq_core.plugins import Registered, blame
 from ptq_core.samples import Sample, Samples
 from ptq_core.types import Event, RunnerEntry
@@ -36,42 +35,14 @@ def equalized(job: Job, samples: Samples, runner: Registered[RunnerEntry], optio
     tensors = watched(job.prepared)
     if not tensors or not layers:
         return samples
-    source = samples.open()
+    first, samples = replayed(samples)
     with job.stage("equalize"):
-        first = list(_first(source))
         seen = first[:: max(1, round(len(first) / _SAMPLES))]
         observed = observe(tensors, _runs(job, tensors, seen, runner, options)) if seen else None
         found = equalize(job.prepared, layers=layers, observed=observed)
     job.divisors = found.divisors
     job.report.notes += found.notes
-    return replace(samples, open=_again(samples, first, source))
-
-
-def _first(source: Iterator[Sample]) -> Iterator[Sample]:
-    size = 0
-    for sample in islice(source, _KEPT):
-        yield sample
-        size += sum(array.nbytes for array in sample.feeds.values())
-        if size > _BYTES:
-            return
-
-
-def _again(samples: Samples, first: list[Sample], source: Iterator[Sample]) -> Any:
-    begun = False
-
-    def open_() -> Iterator[Sample]:
-        nonlocal begun
-        if begun:
-            return samples.open()
-        begun = True
-        return chain(_handed_over(first), source)
-
-    return open_
-
-
-def _handed_over(kept: list[Sample]) -> Iterator[Sample]:
-    while kept:
-        yield kept.pop(0)
+    return samples
 
 
 def _runs(

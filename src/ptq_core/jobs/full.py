@@ -148,7 +148,7 @@ def build(
         stamp(quantized, job, used, found.data_sha256, found.samples)
 
     with job.stage("verify"), runnable(quantized) as after:
-        check_model(after)
+        check_model(after, job.report.model)
         floats = job.prepared.model
         with runnable(floats) if job.prepared.widened else nullcontext(job.report.model) as before:
             verification = verify(

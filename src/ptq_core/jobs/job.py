@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,8 @@ class Job:
         reader: of the config's samples, None where they come from elsewhere.
         used: kind and name of the entries whose options had an effect.
         divisors: by which equalization has divided the layers' channels, if it was asked for.
+        smoothing: by which smoothing has divided the channels of activations, by their names.
+        make_plans: the plans of the model as it is now, by method.
     """
 
     config: Config
@@ -51,7 +53,9 @@ class Job:
     reader: Registered[PreprocessorEntry] | None = None
     used: list[tuple[str, str]] = field(default_factory=list)
     divisors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    smoothing: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     listeners: Emit
+    make_plans: Callable[[], dict[str, Plan]]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from ptq_core.jobs.choices import find_methods, find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.equalized import equalized
 from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.smoothed import smooth_as_stored, smoothed
 from ptq_core.jobs.stamp import versions
 from ptq_core.planning import MAX_MIN, Plan
 from ptq_core.plugins import PluginHost, Registered
@@ -63,11 +64,13 @@ def measure(
 ) -> Measured:
     """Calibrate on the samples, and keep some to verify with: unseen ones where there are any."""
     samples = find_samples(job, data)
-    methods = find_methods(job, asked)
-    job.say_unused_options()
     full = job.config.full
     if full is not None and not full.per_channel:
         samples = equalized(job, samples, runner, runner_options)
+    if full is not None and full.smoothing:
+        samples = smoothed(job, samples, runner, runner_options)
+    methods = find_methods(job, asked)
+    job.say_unused_options()
     names: list[str] = []
     probes: list[Sample] = []
     kept: list[Sample] = []
@@ -147,12 +150,6 @@ def recall(job: Job, table: CalibrationTable, where: Location) -> Measured:
             location=where,
             hint="calibrate this model with `ptq calibrate`",
         )
-    ((method, plan),) = job.plans.items()
-    stored = table.methods[method]
-    ranges = stored.observed()
-    missing = [name for name in plan.watched() if name not in ranges]
-    if missing:
-        raise _missing(missing, job, table, where)
     full = job.config.full
     per_channel = full is None or full.per_channel
     if per_channel != table.plan.per_channel:
@@ -165,6 +162,15 @@ def recall(job: Job, table: CalibrationTable, where: Location) -> Measured:
         )
     if table.equalization:
         rescale(job.prepared, {layer: np.array(one) for layer, one in table.equalization.items()})
+    if table.smoothing:
+        divisors = {name: np.array(one) for name, one in table.smoothing.items()}
+        smooth_as_stored(job, divisors, where)
+    ((method, plan),) = job.plans.items()
+    stored = table.methods[method]
+    ranges = stored.observed()
+    missing = [name for name in plan.watched() if name not in ranges]
+    if missing:
+        raise _missing(missing, job, table, where)
     asked = full is not None and full.bias_correction
     corrections = stored.layer_corrections() if asked else {}
     if corrections and plan_sha256(plan) != table.plan.sha256:

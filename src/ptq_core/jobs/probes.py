@@ -6,13 +6,18 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from ptq_core.errors import PluginError
 from ptq_core.jobs.choices import find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.job import Job, in_runs
 from ptq_core.jobs.measured import VERIFIED_SAMPLES, tell_of, whole_runs
+from ptq_core.plugins import Registered
 from ptq_core.samples import Sample, add_to_digest
+from ptq_core.types import RunnerEntry
+from ptq_core.verification import Verification, verify
 from ptq_core.weights.trial import generated_samples
 
 _GENERATED = 4
@@ -65,3 +70,39 @@ def find_probes(job: Job, data: Iterable[Any] | None) -> Probes:
         held_out=bool(unseen),
         sha256=digest.hexdigest(),
     )
+
+
+def compared(
+    job: Job,
+    before: bytes | Path,
+    after: bytes | Path,
+    probes: Probes,
+    runner: Registered[RunnerEntry],
+    runner_options: Any,
+) -> Verification:
+    """How close the result is; where generated input does not suit the model, only that it loads.
+
+    Raises:
+        PluginError: the runner cannot load a model, or cannot run it on the user's samples.
+    """
+    plan = job.report.plan
+    try:
+        return verify(
+            before,
+            after,
+            plan,
+            probes.compared,
+            runner,
+            runner_options,
+            held_out=probes.held_out,
+        )
+    except PluginError as error:
+        if not probes.generated:
+            raise
+        loaded = verify(before, after, plan, (), runner, runner_options)
+        reason = error.problems[0].message
+        job.report.warnings.append(
+            f"not compared, for the model does not run on generated input: {reason}; give samples "
+            "with --data, or shapes with --input-shape"
+        )
+        return loaded

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ptq_core import __version__
 from ptq_core.calibration import Emit
 from ptq_core.calibration_table import CalibrationTable
 from ptq_core.config import Config
-from ptq_core.errors import ConfigError, InputError
+from ptq_core.errors import InputError
 from ptq_core.jobs.choices import asked_methods
+from ptq_core.jobs.dynamic import dynamic_quant
 from ptq_core.jobs.full import full_quant, quant_from_table
 from ptq_core.jobs.report import Report, Settings
-from ptq_core.jobs.start import prepare_job, prepare_weight_job
+from ptq_core.jobs.start import prepare_dynamic_job, prepare_job, prepare_weight_job
 from ptq_core.jobs.weight import weight_quant
 from ptq_core.plugins import PluginHost
 
@@ -52,12 +52,16 @@ def run(
             if calibration is not None:
                 raise InputError("a calibration table is for FULL_QUANT; weights need no ranges")
             return weight_quant(model, output, config, host, data, rest, emit)
+        case "DYNAMIC_QUANT":
+            if calibration is not None:
+                raise InputError(
+                    "a calibration table is for FULL_QUANT; ranges are measured while running here"
+                )
+            return dynamic_quant(model, output, config, host, data, rest, emit)
         case "FULL_QUANT" if calibration is not None:
             return quant_from_table(model, output, config, host, calibration, rest, emit)
         case "FULL_QUANT":
             return full_quant(model, output, config, host, data, rest, emit)
-        case _:
-            raise not_available(config)
 
 
 def plan_job(
@@ -68,17 +72,8 @@ def plan_job(
     match config.common.quant_type:
         case "WEIGHT_QUANT":
             return prepare_weight_job(model, config, host, rest, None).report
+        case "DYNAMIC_QUANT":
+            return prepare_dynamic_job(model, config, host, rest, None).report
         case "FULL_QUANT":
             asked = asked_methods(config, host)
             return prepare_job(model, config, host, rest, None, asked).report
-        case _:
-            raise not_available(config)
-
-
-def not_available(config: Config) -> ConfigError:
-    """The error for a quant_type that this version does not do."""
-    return ConfigError(
-        f"quant_type = {config.common.quant_type} is not available in version {__version__}",
-        location=config.locate("common_quant_param", "quant_type"),
-        hint="this version does FULL_QUANT and WEIGHT_QUANT",
-    )

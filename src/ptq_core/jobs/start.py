@@ -16,7 +16,13 @@ from ptq_core.graph.prepared import Prepared
 from ptq_core.jobs.choices import find_target
 from ptq_core.jobs.job import Job, timed
 from ptq_core.jobs.report import Report, Settings
-from ptq_core.planning import Plan, Thresholds, make_plan, make_weight_plan
+from ptq_core.planning import (
+    Plan,
+    Thresholds,
+    make_dynamic_plan,
+    make_plan,
+    make_weight_plan,
+)
 from ptq_core.plugins import PluginHost
 from ptq_core.samples import model_inputs
 from ptq_core.types import Event, TargetSpec
@@ -89,6 +95,43 @@ def prepare_weight_job(
     return _job(model, config, host, settings, emit, plans, opset)
 
 
+def prepare_dynamic_job(
+    model: Path, config: Config, host: PluginHost, settings: Settings, emit: Emit | None
+) -> Job:
+    """The same for dynamic quantization, whose one plan has no method either.
+
+    Raises:
+        ConfigError: the target has no dynamic quantization.
+    """
+    dynamic = config.dynamic
+
+    def plans(prepared: Prepared, spec: TargetSpec) -> dict[str, Plan]:
+        plan = make_dynamic_plan(
+            prepared,
+            spec,
+            dynamic.quant_strategy,
+            attention=dynamic.attention,
+            convolution=dynamic.convolution,
+            skip=config.common.skip_quant_node,
+            skip_location=config.locate("common_quant_param", "skip_quant_node"),
+        )
+        return {"": plan}
+
+    if settings.fp16:
+        raise ConfigError(
+            "fp16: dynamic quantization does not support float16", hint="leave out --fp16"
+        )
+    target, _ = find_target(config, host)
+    if not target.spec.dynamic_operators:
+        raise ConfigError(
+            f"the target {target.name} has no dynamic quantization: it computes in integers only "
+            "with ranges that are known beforehand",
+            location=config.locate("common_quant_param", "quant_type"),
+            hint="take quant_type = FULL_QUANT for it, or the target CPU",
+        )
+    return _job(model, config, host, settings, emit, plans, _FOLDED_OPSET)
+
+
 def _job(
     model: Path,
     config: Config,
@@ -142,6 +185,7 @@ def _job(
         inputs=inputs,
         report=report,
         listeners=listeners,
+        make_plans=lambda: plans(prepared, target.spec),
     )
 
 

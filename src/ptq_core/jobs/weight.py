@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from ptq_core.arithmetic import Correction, round_half_away, sqnr
+from ptq_core.arithmetic import Correction
 from ptq_core.calibration import Emit
 from ptq_core.config import Config
 from ptq_core.emission import WeightWriter, correct_biases, correctable, corrected_weight
@@ -22,16 +21,16 @@ from ptq_core.graph.model import check_writable, copy_of, runnable, save_model
 from ptq_core.jobs.choices import WeightEncoding, find_reader, find_runner, find_weight_encoding
 from ptq_core.jobs.corrected import measured_corrections
 from ptq_core.jobs.job import Job
-from ptq_core.jobs.probes import Probes, find_probes
+from ptq_core.jobs.probes import Probes, compared, find_probes
 from ptq_core.jobs.report import Report, Settings, StoredWeight
 from ptq_core.jobs.stamp import stamp, versions
 from ptq_core.jobs.start import check_output, prepare_weight_job
+from ptq_core.jobs.stored import stored_weight
 from ptq_core.jobs.weight_codes import BYTE, Quantize, find_steps, named, quantizer, weight_form
-from ptq_core.planning import ConstantPlan, weight_values
+from ptq_core.planning import weight_values
 from ptq_core.plugins import PluginHost, Registered, blame
 from ptq_core.types import Event, RunnerEntry
-from ptq_core.verification import Verification, check_model, verify
-from ptq_core.weights.entropy import entropy
+from ptq_core.verification import check_model
 from ptq_core.weights.quantized import QuantizedWeight, with_half_parameters
 from ptq_core.weights.scales import scales_to_json
 
@@ -83,9 +82,9 @@ def weight_quant(
     stamp(quantized, job, versions(records), probes.sha256, len(used))
 
     with job.stage("verify"), runnable(quantized) as after:
-        check_model(after)
+        check_model(after, job.report.model)
         with runnable(original) if original is not None else nullcontext(model) as before:
-            report.verification = _compared(job, before, after, probes, runner, runner_options)
+            report.verification = compared(job, before, after, probes, runner, runner_options)
     report.gate = settings.min_cosine
     with job.stage("save"):
         if mixed and settings.save_scales is not None:
@@ -93,42 +92,6 @@ def weight_quant(
         report.files = save_model(quantized, output)
     report.bytes_after = sum(path.stat().st_size for path in report.files)
     return report
-
-
-def _compared(
-    job: Job,
-    before: bytes | Path,
-    after: bytes | Path,
-    probes: Probes,
-    runner: Registered[RunnerEntry],
-    runner_options: Any,
-) -> Verification:
-    """How close the result is; where generated input does not suit the model, only that it loads.
-
-    Raises:
-        PluginError: the runner cannot load a model, or cannot run it on the user's samples.
-    """
-    plan = job.report.plan
-    try:
-        return verify(
-            before,
-            after,
-            plan,
-            probes.compared,
-            runner,
-            runner_options,
-            held_out=probes.held_out,
-        )
-    except PluginError as error:
-        if not probes.generated:
-            raise
-        loaded = verify(before, after, plan, (), runner, runner_options)
-        reason = error.problems[0].message
-        job.report.warnings.append(
-            f"not compared, for the model does not run on generated input: {reason}; give samples "
-            "with --data, or shapes with --input-shape"
-        )
-        return loaded
 
 
 def _measures(config: Config) -> bool:
@@ -210,7 +173,17 @@ def _write(
                     f"codes of '{one.tensor}'"
                 )
             size = writer.write(values[one.tensor], one, weight, encoded, encoding.name)
-            stored.append(_stored(one, array, weight, encoding.name, size, steps.get(one.tensor)))
+            stored.append(
+                stored_weight(
+                    one.tensor,
+                    one.readers,
+                    array,
+                    weight,
+                    encoding=encoding.name,
+                    size=size,
+                    step=steps.get(one.tensor),
+                )
+            )
             job.listeners(Event(stage="emit", kind="advance", done=done, total=len(plan.constants)))
         too_large = writer.finish(half=job.settings.fp16)
     if too_large:
@@ -219,34 +192,3 @@ def _write(
         )
     job.report.weights = tuple(stored)
     return model
-
-
-def _stored(
-    plan: ConstantPlan,
-    array: NDArray[Any],
-    weight: QuantizedWeight,
-    encoding: str,
-    size: int,
-    step: float | None,
-) -> StoredWeight:
-    low, high = -(1 << (weight.bits - 1)), (1 << (weight.bits - 1)) - 1
-    scale, offset = weight.scale.astype(np.float64), weight.offset.astype(np.float64)
-    zero_point = np.clip(round_half_away(-offset / scale), low, high)
-    return StoredWeight(
-        tensor=plan.tensor,
-        readers=plan.readers,
-        shape=plan.shape,
-        bits=weight.bits,
-        encoding=encoding,
-        bytes_before=array.nbytes,
-        bytes_after=size,
-        entropy=entropy(weight.codes),
-        sqnr=sqnr(array, weight.dequantize()),
-        scale=weight.scale,
-        offset=weight.offset,
-        zero_point=zero_point.astype(np.int64),
-        variance=weight.variance,
-        mean=offset + zero_point * scale,
-        input_scale=weight.input_scale,
-        step=step,
-    )

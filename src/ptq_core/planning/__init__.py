@@ -7,6 +7,7 @@ returns data that can be printed. Emission does what the plan says and decides n
 from __future__ import annotations
 
 from ptq_core.planning.constants import Thresholds, make_weight_plan, weight_values
+from ptq_core.planning.dynamic import layer_weight, make_dynamic_plan
 from ptq_core.planning.make import make_plan
 from ptq_core.planning.nodes import guard_channels
 from ptq_core.planning.plan import (
@@ -30,6 +31,8 @@ __all__ = [
     "Thresholds",
     "WeightPlan",
     "guard_channels",
+    "layer_weight",
+    "make_dynamic_plan",
     "make_plan",
     "make_weight_plan",
     "match_nodes",

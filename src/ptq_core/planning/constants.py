@@ -78,7 +78,7 @@ def make_weight_plan(
             if value is None or ops.stored(value) is None:
                 continue
             if id(value) not in decided:
-                decided[id(value)] = _decide(
+                decided[id(value)] = decide_constant(
                     prepared.model.graph, node, position, thresholds, skipped, twice
                 )
             found.append(decided[id(value)])
@@ -100,7 +100,7 @@ def weight_values(model: ir.Model, plan: Plan) -> dict[str, ir.Value]:
     return found
 
 
-def _decide(
+def decide_constant(
     main: ir.Graph,
     node: ir.Node,
     position: int,
@@ -108,7 +108,16 @@ def _decide(
     skipped: frozenset[str],
     twice: frozenset[str],
 ) -> ConstantPlan | str:
-    """What becomes of a constant, or why it stays float."""
+    """What becomes of a constant that a node reads, or why it stays float.
+
+    Args:
+        main: the model's own graph.
+        node: a node that reads it.
+        position: the input.
+        thresholds: which weights.
+        skipped: keys of nodes whose constants stay float.
+        twice: names of constants that several bodies have.
+    """
     value = node.inputs[position]
     if value is None:
         raise AssertionError(f"'{ops.label(node)}' has no input {position}")

@@ -11,7 +11,7 @@ from ptq_core.types import FixedOutput, QScheme
 
 MAX_MIN = "MAX_MIN"
 
-Decision = Literal["integer", "fused", "float", "guarded", "untouched", "weights"]
+Decision = Literal["integer", "fused", "float", "guarded", "untouched", "weights", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,8 @@ class NodePlan:
         decision: ``integer``: quantized; ``fused``: part of the integer node before it;
             ``float``: stays as it is; ``guarded``: stays float, protected from the runtime's own
             quantization; ``untouched``: handles shapes or indices, not activations, or has no
-            weights; ``weights``: its weights are integers in the file, it computes in float.
+            weights; ``weights``: its weights are integers in the file, it computes in float;
+            ``dynamic``: computes in integers, its activations are quantized while it runs.
     """
 
     name: str

@@ -316,9 +316,10 @@ def test_dynamic_shapes(errors, keys, line, message):
         (WEIGHT + "[full_quant_param]\ntarget_device=DSP", 3,
          "[full_quant_param] (target_device) has no effect with WEIGHT_QUANT and bit_num=8: "
          "it is for FULL_QUANT; name the device on the command line, --target"),
-        (DYNAMIC + "[data_preprocess_param]\ncalibrate_size=100", 3,
-         "[data_preprocess_param] (calibrate_size) has no effect with DYNAMIC_QUANT: "
-         "the job reads no samples"),
+        (DYNAMIC + "[dynamic_quant_param]\nquant_strategy=ACWC\nattention=true", 5,
+         "'attention' has no effect with ACWC: only ALWC has it"),
+        (DYNAMIC + "[dynamic_quant_param]\nsmoothing=true", 4,
+         "'smoothing' has no effect without samples, which [data_preprocess_param] names"),
         (FULL + "[dynamic_quant_param]\n", 8,
          "[dynamic_quant_param] has no effect with FULL_QUANT: it is for DYNAMIC_QUANT"),
         (DYNAMIC + "[calibrator.KL]\nbins=1", 3,

@@ -73,8 +73,14 @@ def test_defaults_are_the_guides():
         "bias_correction": True,
         "per_channel": True,
         "target_device": None,
+        "smoothing": True,
     }
-    assert DynamicQuantParam().model_dump() == {"quant_strategy": "ALWC"}
+    assert DynamicQuantParam().model_dump() == {
+        "quant_strategy": "ALWC",
+        "attention": False,
+        "convolution": False,
+        "smoothing": True,
+    }
     assert not any(DataPreprocessParam().model_dump().values())
 
 
@@ -125,7 +131,7 @@ def test_init_scale_outside_its_interval(number):
         (DATA, "image_to_format", ("RGB", "GRAY", "BGR")),
         (DATA, "resize_method", ("LINEAR", "NEAREST", "CUBIC")),
         (DATA, "input_data_format", ("NCHW", "NHWC")),
-        ("dynamic_quant_param", "quant_strategy", ("ALWC", "ACWL")),
+        ("dynamic_quant_param", "quant_strategy", ("ALWC", "ACWL", "ACWC")),
     ],
 )
 def test_words_in_any_case(section, key, words):
