@@ -105,9 +105,8 @@ def _makers(case: Case, work: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
     for strategy in ("ALWC", "ACWC", "ACWL"):
         given = {"common_quant_param": common, "dynamic_quant_param": {"quant_strategy": strategy}}
         yield strategy, ours(strategy, given)
-        if strategy != "ACWL":
-            name = f"{strategy} data"
-            yield name, ours(name, {**given, "data_preprocess_param": dict(case.data)})
+        name = f"{strategy} data"
+        yield name, ours(name, {**given, "data_preprocess_param": dict(case.data)})
     products = {"quant_strategy": "ALWC", "attention": True}
     given = {"common_quant_param": common, "dynamic_quant_param": products}
     yield "ALWC attention", ours("ALWC attention", given)
