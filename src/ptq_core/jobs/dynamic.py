@@ -70,7 +70,7 @@ def dynamic_quant(
     if config.dynamic.smoothing and not probes.generated:
         rounding: Rounding = "token" if tokens else "tensor"
         smooth_dynamic(job, probes.kept, rounding, runner, runner_options)
-    quantized = _write(job, encoding)
+    quantized = _write(job, encoding, tokens=tokens)
     records = [encoding.entry.record, runner.record, *([reader.record] if reader else [])]
     used = len(probes.kept) if job.smoothing else 0
     stamp(quantized, job, versions(records), probes.sha256, used)
@@ -91,13 +91,13 @@ def dynamic_quant(
     return report
 
 
-def _write(job: Job, encoding: WeightEncoding) -> ir.Model:
+def _write(job: Job, encoding: WeightEncoding, *, tokens: bool) -> ir.Model:
     """Put integers and what quantizes activations into the model, in place."""
     model, plan = job.prepared.model, job.report.plan
     stored: dict[str, StoredWeight] = {}
     with job.stage("weights"):
         codes = _quantized_layers(job, encoding.name, stored)
-        emit_dynamic(model, plan, codes, tokens=job.config.dynamic.quant_strategy in _TOKENS)
+        emit_dynamic(model, plan, codes, tokens=tokens)
         _write_constants(job, encoding, codes, stored)
         model.ir_version = max(model.ir_version or 0, _MINIMUM_IR_VERSION)
     job.report.weights = tuple(stored.values())
