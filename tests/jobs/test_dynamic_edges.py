@@ -53,10 +53,20 @@ def test_zeros_give_the_bias(strategy: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_rows(strategy: str, tmp_path: Path) -> None:
     """An empty batch, and an empty sequence, as the float model."""
+    if strategy != "ALWC" and not _reduces_no_rows(tmp_path):
+        pytest.skip("this onnxruntime's ReduceMax gives no rows a wrong shape")
     dynamic(single(normal(K, N)), tmp_path, strategy)
     for shape in ((0, 5, K), (2, 0, K)):
         for wanted, found in before_and_after(tmp_path, {"x": np.zeros(shape, np.float32)}):
             assert wanted.shape == found.shape == (*shape[:2], N)
+
+
+def _reduces_no_rows(tmp_path: Path) -> bool:
+    """Whether the largest value of each of no rows has the shape that ONNX asks for (not 1.23)."""
+    reduce = node("ReduceMax", "x", "y", "reduce", axes=[-1], keepdims=1)
+    made = tiny.model([reduce], {"x": ["n", K]}, {"y": ["n", 1]}, {})
+    (found,) = run(tiny.save(made, tmp_path, "reduce.onnx"), {"x": np.zeros((0, K), np.float32)})
+    return found.shape == (0, 1)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ptq_core.cli import options
+from ptq_core.cli.asked import read_options
 from ptq_core.cli.state import Json, NoPlugin, NoPlugins, State, Verbose
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def calibrate(
 
     state: State = context.obj
     state.start_logging()
-    asked = options.read_options(state, context.params, methods=True)
+    asked = read_options(state, context.params, methods=True)
     host = state.host
     with showing(state) as emit:
         report = calibration_job(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ptq_core.cli.asked import refuse_beside_config, values_of_job, with_skip
 from ptq_core.cli.options import (
     Bits,
     Dynamic,
@@ -14,9 +15,6 @@ from ptq_core.cli.options import (
     PerLayer,
     Skip,
     Target,
-    refuse_beside_config,
-    values_of_job,
-    with_skip,
 )
 from ptq_core.cli.state import Json, NoPlugin, NoPlugins, State, Verbose
 

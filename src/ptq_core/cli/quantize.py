@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ptq_core.cli import options
+from ptq_core.cli.asked import read_options
 from ptq_core.cli.state import Json, NoPlugin, NoPlugins, State, Verbose
 
 
@@ -78,7 +79,7 @@ def quantize(
 
     state: State = context.obj
     state.start_logging()
-    asked = options.read_options(state, context.params, stored=calibration)
+    asked = read_options(state, context.params, stored=calibration)
     return run_job(
         state,
         model,
