@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
 from benchmarks.dynamic import rank_correlation
 from benchmarks.forms import CONVOLUTIONS, FORMS, model_of
@@ -34,7 +35,12 @@ def test_form_is_the_convolution(name):
     random = np.random.default_rng(1)
     weights = [random.standard_normal((8, 4, 3, 3), np.float32)]
     data = random.standard_normal((1, 4, 9, 9), np.float32)
-    assert 0 < _error(CONVOLUTIONS[name], CONVOLUTIONS[FLOAT], weights, data) < _ERROR
+    try:
+        error = _error(CONVOLUTIONS[name], CONVOLUTIONS[FLOAT], weights, data)
+    except NotImplemented:
+        assert name == "ConvInteger, int8 weights"
+        pytest.skip("this onnxruntime has no ConvInteger with int8 weights")
+    assert 0 < error < _ERROR
 
 
 @pytest.mark.parametrize(
