@@ -151,11 +151,17 @@ def fit_within(params: QParams, bounds: tuple[float, float]) -> QParams:
 def range_parameters(
     observed: Range, scheme: QScheme, bounds: tuple[float, float] | None = None
 ) -> QParams:
-    """Parameters of an activation from its calibrated range, inside the bounds if there are any."""
+    """Parameters of an activation from its calibrated range, inside the bounds if there are any.
+
+    A symmetric scheme has as many codes below zero as above, whatever the bounds: its range is cut
+    to them, but its codes reach beyond.
+    """
     low, high = observed.low, observed.high
     if bounds is None:
         return parameters(low, high, scheme)
     low, high = (min(max(value, bounds[0]), bounds[1]) for value in (low, high))
+    if scheme.symmetric:
+        return parameters(low, high, scheme)
     return fit_within(parameters(low, high, scheme), bounds)
 
 

@@ -294,6 +294,17 @@ def test_relu_of_zeros_keeps_the_scale_of_zero_to_one() -> None:
     np.testing.assert_allclose(params.scale, 1 / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scheme", [W8, QScheme(dtype="int8", symmetric=True)])
+def test_symmetric_codes_behind_relu_keep_their_scale(scheme: QScheme) -> None:
+    """Half of them are below zero and no use, which is no reason to have no scale."""
+    for bounds in ((0.0, math.inf), (0.0, 6.0)):
+        params = range_parameters(Range(low=-1.0, high=4.0), scheme, bounds)
+        assert float(params.scale) == parameters(0.0, 4.0, scheme).scale > 0.03
+        assert params.zero_point == 0
+    params = range_parameters(Range(low=0.0, high=9.0), scheme, (0.0, 6.0))
+    assert float(params.scale) == parameters(0.0, 6.0, scheme).scale
+
+
 # -------------------------------------------------------------------------------------- bias
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from ptq_core import quantize
 from ptq_core.errors import ConfigError, ModelError
 from ptq_core.graph.prepare import prepare
 from ptq_core.planning import MAX_MIN, Plan, make_plan, match_nodes
@@ -573,3 +575,33 @@ def test_what_is_an_output_but_for_its_shape_takes_max_min(behind: str) -> None:
     methods = {name: tensor.method for name, tensor in plan.watched().items()}
     assert methods["x"] == methods["p"] == "MAX_MIN"
     assert methods["r"] == methods["d"] == "KL"
+
+
+@pytest.mark.parametrize(("group", "axis"), [(1, 1), (2, None)])
+def test_a_transposed_convolution_with_groups_has_one_scale(group: int, axis: int | None) -> None:
+    """Its weights' second axis has the channels of one group only; its bias has those of all."""
+    rule = OperatorRule(quantize="always", per_channel=True)
+    rules = {**SPEC.operators, "ConvTranspose": rule}
+    spec = TargetSpec(activation=SPEC.activation, weight=SPEC.weight, operators=rules)
+    plan = plan_of(tiny.conv_transpose(group), spec)
+    (weight,) = (one for one in plan.weights if one.tensor == "w2")
+    assert weight.axis == axis
+    told = [one for one in plan.warnings if one.endswith("all output channels: up")]
+    assert len(told) == (group > 1)
+    plain = plan_of(tiny.conv_transpose(group), spec, per_channel=False)
+    assert not plain.warnings
+
+
+def test_a_transposed_convolution_with_groups_is_emitted(tmp_path: Path) -> None:
+    cpu = (files("ptq_target_cpu") / "cpu.toml").read_text(encoding="utf-8")
+    start, end = (
+        cpu.index("[operators.ConvTranspose]"),
+        cpu.index("# ---", cpu.index("ConvTranspose]")),
+    )
+    rule = '[operators.ConvTranspose]\nquantize = "always"\nper_channel = true\n\n'
+    (tmp_path / "own.toml").write_text(cpu[:start] + rule + cpu[end:], encoding="utf-8")
+    model = tiny.save(tiny.conv_transpose(2), tmp_path)
+    data = [tiny.feeds(tiny.conv_transpose(2), seed) for seed in range(4)]
+    report = quantize(model, tmp_path / "o.onnx", data=data, target=str(tmp_path / "own.toml"))
+    assert report.verification is not None
+    assert (report.verification.cosine or 0.0) > 0.99

@@ -145,6 +145,18 @@ def _warnings(
         )
         if types:
             yield f"per_channel: the target takes one weight scale for {', '.join(types)}"
+        grouped = [
+            ops.label(draft.node)
+            for draft in chosen
+            if draft.rule.per_channel
+            and draft.node.op_type == "ConvTranspose"
+            and int(ops.attribute(draft.node, "group", 1)) > 1
+        ]
+        if grouped:
+            yield (
+                "per_channel: one weight scale for each ConvTranspose with groups, whose weights "
+                f"have no axis of all output channels: {', '.join(grouped)}"
+            )
     opset = prepared.model.graph.opset_imports.get("", 1)
     if target.maximum_opset is not None and opset > target.maximum_opset:
         yield f"the model's opset is {opset}, the target's importer takes {target.maximum_opset}"

@@ -155,10 +155,15 @@ def weight_plans(draft: Draft, target: TargetSpec, *, per_channel: bool) -> Iter
         position=facts.weight,
         tensor=weight.name or "",
         scheme=target.weight,
-        axis=axis if per_channel and draft.rule.per_channel else None,
+        axis=axis if per_channel and draft.rule.per_channel and not _is_grouped(node) else None,
         bias=None if bias is None else bias.name,
         bias_node=None if draft.bias_add is None else ops.key(draft.bias_add),
     )
+
+
+def _is_grouped(node: ir.Node) -> bool:
+    """Whether an index of the weights' channel axis is a channel of every group."""
+    return node.op_type == "ConvTranspose" and int(ops.attribute(node, "group", 1)) > 1
 
 
 def _is_operand(node: ir.Node, position: int) -> bool:
