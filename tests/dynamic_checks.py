@@ -16,7 +16,6 @@ from ptq_core.config import config_from_values
 from ptq_core.jobs import Report, Settings, plan_job
 from ptq_core.plugins import discover
 from tests import tiny_models as tiny
-from tests.tiny_models import node, normal
 from tests.weight_checks import executed, operators, run
 
 STRATEGIES = ("ALWC", "ACWC", "ACWL")
@@ -100,27 +99,6 @@ def close(found: NDArray[Any], wanted: NDArray[Any], tolerance: float = 1e-5) ->
     """Equal to the last bits of float32, which runtimes add up in orders of their own."""
     size = float(np.abs(wanted).max(initial=0.0))
     np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance * size)
-
-
-def network(width: int = 32) -> onnx.ModelProto:
-    """A table, and the feed-forward part of a transformer."""
-    return tiny.model(
-        [
-            node("Gather", "table ids", "e", "embedding"),
-            node("MatMul", "e w1", "m", "up"),
-            node("Add", "m b1", "a", "up_bias"),
-            node("Relu", "a", "r", "relu"),
-            node("MatMul", "r w2", "y", "down"),
-        ],
-        [tiny.info("ids", ["N", 5], onnx.TensorProto.INT64)],
-        {"y": ["N", 5, 32]},
-        {
-            "table": normal(100, width),
-            "w1": normal(width, 64, seed=1),
-            "b1": normal(64, seed=2),
-            "w2": normal(64, 32, seed=3),
-        },
-    )
 
 
 IDS = {"ids": np.arange(10).reshape(2, 5)}

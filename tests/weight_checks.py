@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ptq_core import quantize
 from ptq_core.jobs import Report, Settings, StoredWeight
 from tests import tiny_models as tiny
+from tests.tiny_models import node, normal
 
 Section = Mapping[str, Any]
 
@@ -114,3 +115,24 @@ def decoded(
 def cosine(first: NDArray[Any], second: NDArray[Any]) -> float:
     a, b = (np.asarray(one, np.float64).ravel() for one in (first, second))
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def network(width: int = 32) -> onnx.ModelProto:
+    """A table, and the feed-forward part of a transformer."""
+    return tiny.model(
+        [
+            node("Gather", "table ids", "e", "embedding"),
+            node("MatMul", "e w1", "m", "up"),
+            node("Add", "m b1", "a", "up_bias"),
+            node("Relu", "a", "r", "relu"),
+            node("MatMul", "r w2", "y", "down"),
+        ],
+        [tiny.info("ids", ["N", 5], onnx.TensorProto.INT64)],
+        {"y": ["N", 5, 32]},
+        {
+            "table": normal(100, width),
+            "w1": normal(width, 64, seed=1),
+            "b1": normal(64, seed=2),
+            "w2": normal(64, 32, seed=3),
+        },
+    )

@@ -11,9 +11,9 @@ import pytest
 
 from tests import tiny_models as tiny
 from tests.command_line import Ptq
-from tests.dynamic_checks import IDS, STRATEGIES, config_file, network
+from tests.dynamic_checks import IDS, STRATEGIES, config_file
 from tests.tiny_models import node, normal
-from tests.weight_checks import cosine, run
+from tests.weight_checks import cosine, network, run
 
 
 @pytest.fixture

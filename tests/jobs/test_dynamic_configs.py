@@ -12,8 +12,8 @@ import pytest
 from ptq_core import quantize
 from tests import tiny_models as tiny
 from tests.command_line import Done, Ptq
-from tests.dynamic_checks import IDS, config_file, executed_operators, network
-from tests.weight_checks import cosine, operators, run
+from tests.dynamic_checks import IDS, config_file, executed_operators
+from tests.weight_checks import cosine, network, operators, run
 
 
 @pytest.fixture

@@ -15,31 +15,10 @@ import pytest
 from tests import tiny_models as tiny
 from tests.command_line import Done, Ptq
 from tests.tiny_models import node, normal
-from tests.weight_checks import operators, run
+from tests.weight_checks import network, operators, run
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 PICTURES = ["--mean", "127.5", "--std", "127.5", "--resize", "32x32"]
-
-
-def network() -> onnx.ModelProto:
-    """A table, a layer and the head of a transformer, in small."""
-    return tiny.model(
-        [
-            node("Gather", "table ids", "e", "embedding"),
-            node("MatMul", "e w1", "m", "up"),
-            node("Add", "m b1", "a", "up_bias"),
-            node("Relu", "a", "r", "relu"),
-            node("MatMul", "r w2", "y", "down"),
-        ],
-        [tiny.info("ids", ["N", 5], onnx.TensorProto.INT64)],
-        {"y": ["N", 5, 32]},
-        {
-            "table": normal(100, 32),
-            "w1": normal(32, 64, seed=1),
-            "b1": normal(64, seed=2),
-            "w2": normal(64, 32, seed=3),
-        },
-    )
 
 
 @pytest.fixture

@@ -533,6 +533,18 @@ def test_gptq_needs_samples(tmp_path: Path) -> None:
         shrink(network(), tmp_path, 4, weight={"quant_strategy": "GPTQ"})
 
 
+def test_gptq_of_a_layer_that_reads_the_input(tmp_path: Path) -> None:
+    """Nothing inside the model has to be looked at then."""
+    made = tiny.model(
+        [node("MatMul", "x w", "y", "layer")], {"x": ["n", 64]}, {"y": ["n", 40]},
+        {"w": normal(64, 40)},
+    )  # fmt: skip
+    data = [normal(8, 64, seed=seed) for seed in range(4)]
+    report = shrink(made, tmp_path, 4, weight={"quant_strategy": "GPTQ"}, data=data)
+    assert report.verification is not None
+    assert report.verification.outputs[0].sqnr > 20
+
+
 def test_gptq_on_a_whole_network(tmp_path: Path) -> None:
     gptq = {**NO_GROUPS, "quant_strategy": "GPTQ"}
     data, unseen = samples(40), samples(10, seed=1)

@@ -71,7 +71,7 @@ def read_options(
         fp16=params.get("fp16", False),
         save_scales=None if scales is None else Path(scales),
     )
-    bits, dynamic = params.get("bits"), _text(params.get("dynamic"))
+    bits, dynamic = params.get("bits"), params.get("dynamic")
     if stored is not None:
         _refuse_beside_table(stored, flags.given())
     shown = None
@@ -125,8 +125,7 @@ def values_of_job(
     """The sections that these options stand for, of one of the three jobs.
 
     Raises:
-        InputError: options of different jobs; none of the others goes with ``bits`` and
-            ``dynamic`` both.
+        InputError: options of different jobs.
     """
     from ptq_core.python import dynamic_quant_values, full_quant_values, weight_quant_values
 

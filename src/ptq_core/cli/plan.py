@@ -66,8 +66,7 @@ def plan(
         )
         job = with_skip(load_config(config, has_data=True, target=target), skip or ())
     else:
-        strategy = None if dynamic is None else str(dynamic)
-        values = values_of_job(bits, strategy, method, per_layer=per_layer, skip=skip or ())
+        values = values_of_job(bits, dynamic, method, per_layer=per_layer, skip=skip or ())
         job = config_from_values(values, has_data=True, target=target)
     report = plan_job(model, job, state.host)
     report.warnings += state.host.warnings

@@ -128,9 +128,9 @@ def _channels(node: ir.Node, plan: WeightPlan) -> int | None:
     weight = ops.constant(node.inputs[plan.position])
     if weight is None or weight.ndim < 2 or ops.rank(node.outputs[0]) == 1:
         return None
-    groups = ops.attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
-    if groups > 1 and plan.axis is not None:
+    if ops.shares_channels(node) and plan.axis is not None:
         return None  # one scale for a channel of every group
+    groups = ops.attribute(node, "group", 1) if ops.shares_channels(node) else 1
     return int(weight.shape[ops.channel_axis(node, weight.ndim)] * groups)
 
 

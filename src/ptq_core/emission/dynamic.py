@@ -110,10 +110,9 @@ def _layer(
     integers = _layer_codes(build, node, name, array, swapped=swapped, tied=tied)
     if node.op_type == "Gemm" and ops.attribute(node, "transA", 0):
         data = build.before(node, "Transpose", [data], f"{data.name}_transposed", perm=[1, 0])
-    if tokens and array.ndim == 2:
-        product = _by_tokens(build, node, data, integers, scale, name)
-    elif tokens:
-        product = _by_tokens_unmerged(build, node, data, integers, scale, name)
+    if tokens:  # onnxruntime merges no stack of weights
+        merges = array.ndim == 2
+        product = _by_tokens(build, node, data, integers, scale, name, merges=merges)
     else:
         quantized, data_scale, zero_point = build.quantized(node, data)
         product = build.integer(
@@ -211,31 +210,24 @@ def _by_tokens(
     codes: ir.Value,
     scale: NDArray[np.float32],
     name: str,
+    *,
+    merges: bool,
 ) -> ir.Value:
-    quantized, magnitude = build.quantized_tokens(node, data)
-    step, middle = build.token_step()
-    rows = build.before(node, "DequantizeLinear", [quantized, step, middle], f"{data.name}_rows")
-    zero_point = build.constant(name, "zero_point", np.zeros(scale.shape, np.int8))
-    axis = {"axis": 1} if scale.ndim else {}
-    inputs = [codes, build.constant(name, "scale", scale), zero_point]
-    weights = build.before(node, "DequantizeLinear", inputs, f"{name}_dequantized", **axis)
-    product = build.before(node, "MatMul", [rows, weights], f"{ops.key(node)}_product")
-    return build.before(node, "Mul", [product, magnitude], f"{ops.key(node)}_scaled")
-
-
-def _by_tokens_unmerged(
-    build: LayerBuilder,
-    node: ir.Node,
-    data: ir.Value,
-    codes: ir.Value,
-    scale: NDArray[np.float32],
-    name: str,
-) -> ir.Value:
-    """With a stack of weights, which onnxruntime does not merge: integers in any case."""
+    """With a scale for each token; without DequantizeLinear where runtimes would not merge it."""
     quantized, magnitude = build.quantized_tokens(node, data)
     step, middle = build.token_step()
     weight_scale = build.constant(name, "scale", scale)
-    product = build.integer(node, [quantized, codes, middle], step, weight_scale)
+    if merges:
+        rows = build.before(
+            node, "DequantizeLinear", [quantized, step, middle], f"{data.name}_rows"
+        )
+        zero_point = build.constant(name, "zero_point", np.zeros(scale.shape, np.int8))
+        axis = {"axis": 1} if scale.ndim else {}
+        inputs = [codes, weight_scale, zero_point]
+        weights = build.before(node, "DequantizeLinear", inputs, f"{name}_dequantized", **axis)
+        product = build.before(node, "MatMul", [rows, weights], f"{ops.key(node)}_product")
+    else:
+        product = build.integer(node, [quantized, codes, middle], step, weight_scale)
     return build.before(node, "Mul", [product, magnitude], f"{ops.key(node)}_scaled")
 
 

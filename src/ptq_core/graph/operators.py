@@ -124,6 +124,11 @@ def channel_axes(node: ir.Node, position: int, rank: int) -> tuple[int, ...]:
             return (channel_axis(node, rank),)
 
 
+def shares_channels(node: ir.Node) -> bool:
+    """Whether an index of the weights' channel axis is a channel of every group."""
+    return node.op_type == "ConvTranspose" and int(attribute(node, "group", 1)) > 1
+
+
 def static_shape(value: ir.Value | None) -> tuple[int, ...]:
     """The shape of a constant."""
     tensor = None if value is None else value.const_value

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-from numpy.typing import NDArray
-
-from ptq_core.equalization import Watched, equalize, observe, watched
+from ptq_core.equalization import equalize, observe, watched
 from ptq_core.graph import operators as ops
-from ptq_core.graph.model import runnable, with_outputs
-from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.activations import activations
+from ptq_core.jobs.job import Job
 from ptq_core.jobs.replay import replayed
-from ptq_core.plugins import Registered, blame
-from ptq_core.samples import Sample, Samples
-from ptq_core.types import Event, RunnerEntry
+from ptq_core.plugins import Registered
+from ptq_core.samples import Samples
+from ptq_core.types import RunnerEntry
 
 # So many of the first samples are kept, if they are no larger together; some of them, spread
 # evenly, are looked at. Fewer, or from fewer classes, cost MobileNetV2 a point of accuracy.
@@ -38,31 +35,9 @@ def equalized(job: Job, samples: Samples, runner: Registered[RunnerEntry], optio
     first, samples = replayed(samples)
     with job.stage("equalize"):
         seen = first[:: max(1, round(len(first) / _SAMPLES))]
-        observed = observe(tensors, _runs(job, tensors, seen, runner, options)) if seen else None
+        runs = activations(job, tensors, seen, runner, options, "equalize")
+        observed = observe(tensors, runs) if seen else None
         found = equalize(job.prepared, layers=layers, observed=observed)
     job.divisors = found.divisors
     job.report.notes += found.notes
     return samples
-
-
-def _runs(
-    job: Job,
-    tensors: Mapping[str, Watched],
-    samples: list[Sample],
-    runner: Registered[RunnerEntry],
-    options: Any,
-) -> Iterator[Mapping[str, NDArray[Any]]]:
-    inputs = {item.name for item in job.inputs}
-    names = [name for name in tensors if name not in inputs]
-    with (
-        runnable(with_outputs(job.prepared.model, names)) as form,
-        blame(runner.record, "loading the model"),
-    ):
-        session = runner.entry.factory(form, options)
-    done = 0
-    for batch in in_runs(job, samples, 1):
-        with blame(runner.record, f"running {batch.names[0]}"):
-            results = session.run(batch.feeds)
-        yield {**batch.feeds, **results}
-        done += batch.rows
-        job.listeners(Event(stage="equalize", kind="advance", done=done, total=len(samples)))

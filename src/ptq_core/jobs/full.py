@@ -160,11 +160,7 @@ def build(
                 runner_options,
                 held_out=measured.held_out,
             )
-    if verification.unexpected:
-        job.report.warnings.append(
-            "planned in integers, but run in float by the runtime: "
-            + ", ".join(verification.unexpected)
-        )
+    job.say_unexpected(verification.unexpected)
     return Built(
         model=quantized,
         corrections=corrections,

@@ -67,6 +67,13 @@ class Job:
         """Warn of options in the config that nothing takes; asked once all choices are made."""
         self.report.warnings += map(str, unused_options(self.config, self.used))
 
+    def say_unexpected(self, nodes: Sequence[str]) -> None:
+        """Warn of nodes that were planned in integers and that the runtime runs in float."""
+        if nodes:
+            self.report.warnings.append(
+                "planned in integers, but run in float by the runtime: " + ", ".join(nodes)
+            )
+
 
 def in_runs(job: Job, samples: Sequence[Sample], rows: int) -> Iterator[Batch]:
     """The samples as the model takes them: so many rows at once where its batch is open."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ptq_core.errors import PluginError
+from ptq_core.graph.model import runnable
 from ptq_core.jobs.choices import find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.job import Job, in_runs
@@ -17,7 +21,7 @@ from ptq_core.jobs.measured import VERIFIED_SAMPLES, tell_of, whole_runs
 from ptq_core.plugins import Registered
 from ptq_core.samples import Sample, add_to_digest
 from ptq_core.types import RunnerEntry
-from ptq_core.verification import Verification, verify
+from ptq_core.verification import Verification, check_model, verify
 from ptq_core.weights.trial import generated_samples
 
 _GENERATED = 4
@@ -74,17 +78,44 @@ def find_probes(job: Job, data: Iterable[Any] | None) -> Probes:
 
 def compared(
     job: Job,
+    quantized: ir.Model,
+    widened: ir.Model | None,
+    probes: Probes,
+    runner: Registered[RunnerEntry],
+    runner_options: Any,
+) -> Verification:
+    """Check the quantized model and say how close it is to the float one.
+
+    Args:
+        job: of the float model.
+        quantized: what was made of it.
+        widened: the prepared model before that, where the file has float16.
+        probes: samples; where generated ones do not suit the model, it is only loaded.
+        runner: executes both.
+        runner_options: its options.
+
+    Raises:
+        ModelError: the float model is not valid ONNX.
+        PluginError: the runner cannot load a model, or cannot run it on the user's samples.
+    """
+    model = job.report.model
+    with job.stage("verify"), runnable(quantized) as after:
+        check_model(after, model)
+        with runnable(widened) if widened is not None else nullcontext(model) as before:
+            found = _verified(job, before, after, probes, runner, runner_options)
+    job.say_unexpected(found.unexpected)
+    return found
+
+
+def _verified(
+    job: Job,
     before: bytes | Path,
     after: bytes | Path,
     probes: Probes,
     runner: Registered[RunnerEntry],
     runner_options: Any,
 ) -> Verification:
-    """How close the result is; where generated input does not suit the model, only that it loads.
-
-    Raises:
-        PluginError: the runner cannot load a model, or cannot run it on the user's samples.
-    """
+    """How close it is; where generated input does not suit the model, only that it loads."""
     plan = job.report.plan
     try:
         return verify(

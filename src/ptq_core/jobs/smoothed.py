@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ptq_core.errors import InputError, Location, ModelError
 from ptq_core.graph import operators as ops
-from ptq_core.graph.model import runnable, with_outputs
-from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.activations import activations
+from ptq_core.jobs.job import Job
 from ptq_core.jobs.replay import replayed
 from ptq_core.planning import MAX_MIN, Plan
-from ptq_core.plugins import Registered, blame
+from ptq_core.plugins import Registered
 from ptq_core.samples import Sample, Samples
 from ptq_core.smoothing import (
     Activation,
@@ -170,20 +170,10 @@ def _observed(
     room = _BYTES // max(1, 4 * sum(channels.values()) * len(samples))
     rows = int(np.clip(room, _FEWEST_ROWS, _ROWS))
     found = {name: Activation(rows=rows) for name in channels}
-    with (
-        runnable(with_outputs(job.prepared.model, list(found))) as form,
-        blame(runner.record, "loading the model"),
-    ):
-        session = runner.entry.factory(form, options)
-    done = 0
-    for batch in in_runs(job, samples, 1):
-        with blame(runner.record, f"running {batch.names[0]}"):
-            results = session.run(batch.feeds)
+    total = len(samples) + len(groups)
+    for values in activations(job, found, samples, runner, options, "smooth", total=total):
         for name, activation in found.items():
-            activation.observe(results[name])
-        done += batch.rows
-        total = len(samples) + len(groups)
-        job.listeners(Event(stage="smooth", kind="advance", done=done, total=total))
+            activation.observe(values[name])
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ptq_core.config import Config
 from ptq_core.emission import WeightWriter, correct_biases, correctable, corrected_weight
 from ptq_core.errors import PluginError
 from ptq_core.graph import operators as ops
-from ptq_core.graph.model import check_writable, copy_of, runnable, save_model
+from ptq_core.graph.model import check_writable, copy_of, save_model
 from ptq_core.jobs.choices import WeightEncoding, find_reader, find_runner, find_weight_encoding
 from ptq_core.jobs.corrected import measured_corrections
 from ptq_core.jobs.job import Job
@@ -30,7 +29,6 @@ from ptq_core.jobs.weight_codes import BYTE, Quantize, find_steps, named, quanti
 from ptq_core.planning import weight_values
 from ptq_core.plugins import PluginHost, Registered, blame
 from ptq_core.types import Event, RunnerEntry
-from ptq_core.verification import check_model
 from ptq_core.weights.quantized import QuantizedWeight, with_half_parameters
 from ptq_core.weights.scales import scales_to_json
 
@@ -81,10 +79,7 @@ def weight_quant(
     used = probes.kept if corrections or _measures(config) else ()
     stamp(quantized, job, versions(records), probes.sha256, len(used))
 
-    with job.stage("verify"), runnable(quantized) as after:
-        check_model(after, job.report.model)
-        with runnable(original) if original is not None else nullcontext(model) as before:
-            report.verification = compared(job, before, after, probes, runner, runner_options)
+    report.verification = compared(job, quantized, original, probes, runner, runner_options)
     report.gate = settings.min_cosine
     with job.stage("save"):
         if mixed and settings.save_scales is not None:

@@ -16,11 +16,11 @@ from ptq_core.config import resolve_path
 from ptq_core.emission.weights import Form
 from ptq_core.errors import Location, ModelError, NumericError
 from ptq_core.graph import operators as ops
-from ptq_core.graph.model import runnable, with_outputs
-from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.activations import activations
+from ptq_core.jobs.job import Job
 from ptq_core.jobs.probes import Probes
 from ptq_core.planning import ConstantPlan, weight_values
-from ptq_core.plugins import Registered, blame
+from ptq_core.plugins import Registered
 from ptq_core.types import Event, RunnerEntry
 from ptq_core.weights.balance import input_scale
 from ptq_core.weights.gptq import gptq
@@ -204,21 +204,10 @@ def _products(
             source = node.inputs[0]
             if source is not None and source.name:
                 readers.setdefault(source.name, []).append(name)
-    inner = [name for name in readers if name not in {one.name for one in job.inputs}]
-    with (
-        runnable(with_outputs(job.prepared.model, inner)) as form,
-        blame(runner.record, "loading the model to measure layers' inputs"),
-    ):
-        session = runner.entry.factory(form, runner_options)
-    done = 0
-    for batch in in_runs(job, probes.kept, 1):
-        with blame(runner.record, f"running {batch.names[0]}"):
-            results = {**batch.feeds, **session.run(batch.feeds)}
+    for found in activations(job, readers, probes.kept, runner, runner_options, "calibrate"):
         for read, names in readers.items():
             for name in names:
-                hessians[name].add(results[read])
-        done += len(batch.names)
-        job.listeners(Event(stage="calibrate", kind="advance", done=done, total=len(probes.kept)))
+                hessians[name].add(found[read])
     return {name: one.matrix() for name, one in hessians.items()}
 
 

@@ -90,8 +90,8 @@ def make_weight_plan(
 
 
 def weight_values(model: ir.Model, plan: Plan) -> dict[str, ir.Value]:
-    """The constants of the plan in this model, by name."""
-    wanted = {one.tensor for one in plan.constants}
+    """The constants that the plan makes integers of, in this model, by name."""
+    wanted = {one.tensor for one in plan.constants} | {one.tensor for one in plan.weights}
     found: dict[str, ir.Value] = {}
     for graph in model.graphs():
         for name, value in graph.initializers.items():

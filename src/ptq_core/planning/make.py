@@ -148,9 +148,7 @@ def _warnings(
         grouped = [
             ops.label(draft.node)
             for draft in chosen
-            if draft.rule.per_channel
-            and draft.node.op_type == "ConvTranspose"
-            and int(ops.attribute(draft.node, "group", 1)) > 1
+            if draft.rule.per_channel and ops.shares_channels(draft.node)
         ]
         if grouped:
             yield (

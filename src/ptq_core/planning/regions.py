@@ -145,6 +145,7 @@ def weight_plans(draft: Draft, target: TargetSpec, *, per_channel: bool) -> Iter
     if weight is None or array is None:
         return
     axis = ops.channel_axis(node, array.ndim)
+    apart = per_channel and draft.rule.per_channel and not ops.shares_channels(node)
     bias: ir.Value | None = None
     if draft.bias_add is not None:
         bias = next(v for v in draft.bias_add.inputs if v is not node.outputs[0])
@@ -155,15 +156,10 @@ def weight_plans(draft: Draft, target: TargetSpec, *, per_channel: bool) -> Iter
         position=facts.weight,
         tensor=weight.name or "",
         scheme=target.weight,
-        axis=axis if per_channel and draft.rule.per_channel and not _is_grouped(node) else None,
+        axis=axis if apart else None,
         bias=None if bias is None else bias.name,
         bias_node=None if draft.bias_add is None else ops.key(draft.bias_add),
     )
-
-
-def _is_grouped(node: ir.Node) -> bool:
-    """Whether an index of the weights' channel axis is a channel of every group."""
-    return node.op_type == "ConvTranspose" and int(ops.attribute(node, "group", 1)) > 1
 
 
 def _is_operand(node: ir.Node, position: int) -> bool:

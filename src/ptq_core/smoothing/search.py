@@ -88,6 +88,7 @@ def find_smoothing(
         weights = [weight[:, :: -(-weight.shape[1] // _COLUMNS)] for weight in weights]
     wanted = [rows @ weight for weight in weights]
     importance = [_importance(one) for one in wanted]
+    lowest, highest = _extremes(activation, measured)
 
     def error(divisor: FloatArray, share: float = 1.0) -> float:
         smoothed: FloatArray = np.asarray(rows / divisor, np.float32)
@@ -98,8 +99,8 @@ def find_smoothing(
             high = [float((activation.high[i] / divisor).max()) for i in judged]
             rounded = _rounded(smoothed, parameters(low, high, scheme, axis=0), whose)
         else:
-            whole = _range(activation, measured, divisor)
-            cut = Range(low=whole.low * share, high=whole.high * share)
+            low_end, high_end = float((lowest / divisor).min()), float((highest / divisor).max())
+            cut = Range(low=low_end * share, high=high_end * share)
             rounded = _rounded(smoothed, range_parameters(cut, scheme))
         total = 0.0
         for weight, exact, counts in zip(weights, wanted, importance, strict=True):
@@ -109,13 +110,13 @@ def find_smoothing(
 
     untouched = np.ones(rows.shape[1], np.float32)
     before = min(error(untouched, share) for share in (_SHARES if clips else (1.0,)))
-    peaks = _peaks(activation, measured)
+    peaks = _peaks(lowest, highest)
     errors = {s: error(_divisor(peaks, largest, s).astype(np.float32)) for s in _STRENGTHS}
     strength = min(errors, key=lambda s: errors[s])
     if not errors[strength] < before * (_GAIN if folds else _GAIN_OF_NODE):
         return None
     return Smoothing(
-        divisor=_divisor(_peaks(activation, range(count)), largest, strength),
+        divisor=_divisor(_peaks(*_extremes(activation, range(count))), largest, strength),
         strength=strength,
         gain=10.0 * float(np.log10(before / max(errors[strength], 1e-300))),
     )
@@ -149,16 +150,15 @@ def _divisor(
     return np.asarray(np.clip(found, 1 / _LARGEST, _LARGEST), np.float64)
 
 
-def _peaks(activation: Activation, samples: Sequence[int]) -> NDArray[np.float64]:
+def _extremes(activation: Activation, samples: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+    """Smallest and largest value of each channel over these samples."""
     low = np.min([activation.low[i] for i in samples], axis=0)
     high = np.max([activation.high[i] for i in samples], axis=0)
+    return np.asarray(low, np.float32), np.asarray(high, np.float32)
+
+
+def _peaks(low: FloatArray, high: FloatArray) -> NDArray[np.float64]:
     return np.asarray(np.maximum(-low, high).clip(0.0), np.float64)
-
-
-def _range(activation: Activation, samples: Sequence[int], divisor: FloatArray) -> Range:
-    low = min(float((activation.low[i] / divisor).min()) for i in samples)
-    high = max(float((activation.high[i] / divisor).max()) for i in samples)
-    return Range(low=low, high=high)
 
 
 def _largest_weights(weights: Sequence[FloatArray]) -> NDArray[np.float64]:
