@@ -8,6 +8,19 @@ major and an equal or newer minor version. A plugin states the version it needs 
 from __future__ import annotations
 
 from ptq_core.hookspecs import hookimpl
+from ptq_core.target_types import (
+    Accepts,
+    Arithmetic,
+    CheckRule,
+    Deployment,
+    ExtraFile,
+    Finding,
+    FixedOutput,
+    NodeFacts,
+    OperatorRule,
+    TargetEntry,
+    TargetSpec,
+)
 from ptq_core.targets import target_from_toml
 from ptq_core.types import (
     Calibrator,
@@ -17,35 +30,38 @@ from ptq_core.types import (
     Encoding,
     EncodingEntry,
     Event,
-    FixedOutput,
     ModelInput,
     NoOptions,
     ObservedTensor,
-    OperatorRule,
     Preprocessor,
     PreprocessorEntry,
     QScheme,
     Range,
     Runner,
     RunnerEntry,
-    TargetEntry,
-    TargetSpec,
 )
 
 API_VERSION = (1, 0)
 
 __all__ = [
     "API_VERSION",
+    "Accepts",
+    "Arithmetic",
     "Calibrator",
     "CalibratorEntry",
+    "CheckRule",
     "CommandEntry",
+    "Deployment",
     "Encoded",
     "Encoding",
     "EncodingEntry",
     "Event",
+    "ExtraFile",
+    "Finding",
     "FixedOutput",
     "ModelInput",
     "NoOptions",
+    "NodeFacts",
     "ObservedTensor",
     "OperatorRule",
     "Preprocessor",

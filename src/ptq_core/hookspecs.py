@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from ptq_core.target_types import TargetEntry
     from ptq_core.types import (
         CalibratorEntry,
         CommandEntry,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         Event,
         PreprocessorEntry,
         RunnerEntry,
-        TargetEntry,
     )
 
 PROJECT = "ptq"

@@ -1,9 +1,9 @@
 """Devices written in TOML: the file becomes a :class:`TargetEntry`, or an error that says why not.
 
 The keys of the file are ``name``, ``summary``, ``aliases`` and the fields of
-:class:`~ptq_core.types.TargetSpec`; ``[operators.TYPE]`` tables are
-:class:`~ptq_core.types.OperatorRule`. Plugins read such files while ``ptq`` starts, so this module
-checks them itself: a validation library would cost more than all the rest of the start.
+:class:`~ptq_core.target_types.TargetSpec`; ``[operators.TYPE]`` tables are
+:class:`~ptq_core.target_types.OperatorRule`. Plugins read such files while ``ptq`` starts, so
+this module checks them itself: a validation library would cost more than all the rest of the start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tomli
 
 from ptq_core.errors import ConfigError, Location, Problem, did_you_mean
-from ptq_core.types import TargetEntry, TargetSpec
+from ptq_core.target_types import TargetEntry, TargetSpec
 
 _HEADER = ("name", "summary", "aliases")
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

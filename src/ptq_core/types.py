@@ -7,7 +7,7 @@ imported in a few milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
@@ -250,100 +250,6 @@ class RunnerEntry:
     aliases: tuple[str, ...] = ()
 
 
-# ------------------------------------------------------------------------------------ targets
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FixedOutput:
-    """Parameters that a device demands for an operator's output, whatever the data."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OperatorRule:
-    """How a device wants one operator type.
-
-    Attributes:
-        quantize: ``always``: wherever it has constant weights; ``after``: where its inputs are
-            integers already; ``between``: there, and only if an integer operator reads the
-            result; ``never``: stays float, for ``reason``.
-        output: ``quantized``: the device needs an integer result; ``as_needed``: integers only
-            where an integer operator reads them, float otherwise.
-        same_parameters: input and output share scale and zero point (data movers).
-        per_channel: the weights may have one scale per output channel.
-        fuse: activation types that the device merges into this operator; the tensor between
-            stays unquantized and the range is fitted into the activation's bounds.
-        attributes: allowed values per attribute; others leave the node float.
-        fixed_output: parameters that the device demands for the result.
-        reason: why the operator is not quantized, or why these attributes are needed.
-    """
-
-    quantize: Literal["always", "after", "between", "never"]
-    output: Literal["quantized", "as_needed"] = "quantized"
-    same_parameters: bool = False
-    per_channel: bool = False
-    fuse: tuple[str, ...] = ()
-    attributes: Mapping[str, tuple[int | float | str, ...]] = field(default_factory=dict)
-    fixed_output: FixedOutput | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetSpec:
-    """What a device needs from a quantized model, as data; can be written in TOML.
-
-    Attributes:
-        activation: scheme of activations (always per tensor).
-        weight: scheme of weights.
-        bias: ``int32`` with scale ``s_x * s_w`` and a DequantizeLinear, or ``float``.
-        skip_guard: ``per_axis_dequantize``: a layer that stays float between quantized ones is
-            fed from a DequantizeLinear of its own with one (equal) scale per channel, so that
-            the runtime does not quantize it behind the user's back; ``none``.
-        minimum_opset: the opset that the emitted operators need.
-        maximum_opset: the newest opset that the device's importer takes, if it has a limit.
-        operators: the rule of each operator type; a type without one stays float.
-        packed_weights: what loads the model knows model-local functions and shifts of integers, or
-            folds them first; otherwise weights take whole bytes.
-        on_the_fly: how weights that stay integers in memory are dequantized: DequantizeLinear, or
-            Cast, Add and Mul where the compiler knows only those.
-        on_the_fly_operators: whose weights can be; empty for all.
-        dynamic_operators: operators that the device computes in integers with activations that are
-            quantized while running (MatMul and Gemm as MatMulInteger, Conv as ConvInteger, LSTM as
-            com.microsoft's DynamicQuantizeLSTM, Gather as a table of integers); empty: none.
-    """
-
-    activation: QScheme
-    weight: QScheme
-    bias: Literal["int32", "float"] = "int32"
-    skip_guard: Literal["none", "per_axis_dequantize"] = "none"
-    minimum_opset: int = 13
-    maximum_opset: int | None = None
-    operators: Mapping[str, OperatorRule]
-    packed_weights: bool = True
-    on_the_fly: Literal["dequantize", "cast_add_mul"] = "dequantize"
-    on_the_fly_operators: tuple[str, ...] = ()
-    dynamic_operators: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetEntry:
-    """A device, chosen by ``target_device = NAME``.
-
-    Attributes:
-        name: as users write it; look-up ignores case.
-        summary: one line for ``ptq plugins list``.
-        spec: what the device needs.
-        aliases: other spellings of the name.
-    """
-
-    name: str
-    summary: str
-    spec: TargetSpec
-    aliases: tuple[str, ...] = ()
-
-
 # -------------------------------------------------------------------- encodings, commands, events
 
 
@@ -437,8 +343,3 @@ class Event:
     kind: Literal["start", "advance", "end"]
     done: int = 0
     total: int | None = None
-
-
-Entry: TypeAlias = (
-    CalibratorEntry | PreprocessorEntry | TargetEntry | RunnerEntry | EncodingEntry | CommandEntry
-)

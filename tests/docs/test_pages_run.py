@@ -10,7 +10,7 @@ import pytest
 from ptq_core.api import target_from_toml
 from ptq_core.config import parse_config
 from ptq_core.config.ini import read_ini
-from ptq_core.types import TargetEntry
+from ptq_core.target_types import TargetEntry
 from tests.docs.pages import ROOT, Block, blocks, pages
 from tests.docs.running import Reader
 

@@ -32,7 +32,8 @@ from ptq_core.graph.model import serialize, with_outputs
 from ptq_core.graph.operators import LINEAR
 from ptq_core.plugins import Registered, discover
 from ptq_core.samples import Batch
-from ptq_core.types import RunnerEntry, TargetSpec
+from ptq_core.target_types import TargetSpec
+from ptq_core.types import RunnerEntry
 from tests import tiny_models as tiny
 from tests.tiny_models import Arrays, node, normal
 from tests.unit import test_emission as emission

@@ -12,7 +12,8 @@ import pytest
 from ptq_core.errors import ModelError
 from ptq_core.graph.prepare import prepare
 from ptq_core.planning import Plan, make_dynamic_plan
-from ptq_core.types import QScheme, TargetSpec
+from ptq_core.target_types import TargetSpec
+from ptq_core.types import QScheme
 from tests import tiny_models as tiny
 from tests.tiny_models import node, normal
 

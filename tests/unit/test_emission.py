@@ -19,7 +19,8 @@ from ptq_core.graph.prepare import prepare
 from ptq_core.jobs import tensor_parameters
 from ptq_core.planning import Plan, make_plan
 from ptq_core.plugins import discover
-from ptq_core.types import OperatorRule, Range, TargetSpec
+from ptq_core.target_types import OperatorRule, TargetSpec
+from ptq_core.types import Range
 from tests import tiny_models as tiny
 from tests.tiny_models import Arrays, node, normal
 

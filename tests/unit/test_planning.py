@@ -14,8 +14,9 @@ from ptq_core.errors import ConfigError, ModelError
 from ptq_core.graph.prepare import prepare
 from ptq_core.planning import MAX_MIN, Plan, make_plan, match_nodes
 from ptq_core.plugins import discover
+from ptq_core.target_types import OperatorRule, TargetSpec
 from ptq_core.targets import target_from_toml
-from ptq_core.types import OperatorRule, QScheme, TargetSpec
+from ptq_core.types import QScheme
 from tests import tiny_models as tiny
 from tests.tiny_models import node, normal
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from ptq_core.errors import ConfigError
+from ptq_core.target_types import FixedOutput, OperatorRule, TargetEntry, TargetSpec
 from ptq_core.targets import is_target_file, target_from_toml
-from ptq_core.types import FixedOutput, OperatorRule, QScheme, TargetEntry, TargetSpec
+from ptq_core.types import QScheme
 
 MINIMAL = """
 name = "NPU"
@@ -139,7 +140,7 @@ fixed_output = { scale = "small", zeropoint = 0 }
         "weight.symmetric: found 1, expected true or false",
         "unknown key 'operators.Conv.quantise'",
         "'operators.Conv.quantize' is missing",
-        "operators.Add.quantize: found 'sometimes', expected always or after or between or never",
+        "operators.Add.quantize: found 'sometimes', expected always or after or between or residual or never",
         "operators.Add.fuse: found 'Relu', expected a list",
         "operators.Sigmoid.fixed_output.scale: found 'small', expected a number",
         "unknown key 'operators.Sigmoid.fixed_output.zeropoint'",

@@ -18,7 +18,8 @@ from ptq_core.jobs import tensor_parameters
 from ptq_core.planning import Plan, make_plan
 from ptq_core.plugins import discover
 from ptq_core.samples import Sample
-from ptq_core.types import OperatorRule, QScheme, Range, TargetSpec
+from ptq_core.target_types import OperatorRule, TargetSpec
+from ptq_core.types import QScheme, Range
 from ptq_core.verification import Verification, check_model, verify
 from tests import tiny_models as tiny
 

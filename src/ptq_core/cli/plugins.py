@@ -15,7 +15,7 @@ from ptq_core.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from ptq_core.plugins import PluginRecord
-    from ptq_core.types import Entry
+    from ptq_core.plugins.records import Entry
 
 commands = typer.Typer(name="plugins", help="What is installed.")
 

@@ -28,7 +28,7 @@ from ptq_core.graph.constants import new_constant
 from ptq_core.graph.names import Names
 from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import Plan, TensorPlan, WeightPlan, guard_channels
-from ptq_core.types import TargetSpec
+from ptq_core.target_types import TargetSpec
 
 _MINIMUM_IR_VERSION = 7  # the one of opset 13
 

@@ -17,15 +17,9 @@ from ptq_core.samples import (
     samples_from_arrays,
     samples_from_files,
 )
+from ptq_core.target_types import TargetEntry
 from ptq_core.targets import is_target_file, target_from_toml
-from ptq_core.types import (
-    CalibratorEntry,
-    Encoding,
-    EncodingEntry,
-    PreprocessorEntry,
-    RunnerEntry,
-    TargetEntry,
-)
+from ptq_core.types import CalibratorEntry, Encoding, EncodingEntry, PreprocessorEntry, RunnerEntry
 
 PLAIN = "PLAIN"  # the encoding that is always there
 _WHOLE_BYTES = (8, 16)  # widths that need no packing

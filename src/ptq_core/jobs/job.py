@@ -18,12 +18,8 @@ from ptq_core.jobs.report import Report, Settings
 from ptq_core.planning import Plan
 from ptq_core.plugins import PluginHost, PluginRecord, Registered
 from ptq_core.samples import Batch, Sample, batches, fixed_batches
-from ptq_core.types import (
-    Event,
-    ModelInput,
-    PreprocessorEntry,
-    TargetEntry,
-)
+from ptq_core.target_types import TargetEntry
+from ptq_core.types import Event, ModelInput, PreprocessorEntry
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,8 @@ from ptq_core.planning import (
 )
 from ptq_core.plugins import PluginHost
 from ptq_core.samples import model_inputs
-from ptq_core.types import Event, TargetSpec
+from ptq_core.target_types import TargetSpec
+from ptq_core.types import Event
 
 _FOLDED_OPSET = 13  # what decoders are written for
 _DEQUANTIZE_OPSET = 21  # DequantizeLinear of int16, and of blocks

@@ -15,7 +15,7 @@ from ptq_core.graph.prepared import Prepared
 from ptq_core.planning.plan import Decision, NodePlan, Plan, WeightPlan, tally
 from ptq_core.planning.skip import match_nodes
 from ptq_core.planning.tables import RECURRENT, TABLES, table_plans
-from ptq_core.types import TargetSpec
+from ptq_core.target_types import TargetSpec
 
 Strategy = Literal["ALWC", "ACWL", "ACWC"]
 

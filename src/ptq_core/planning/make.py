@@ -20,7 +20,7 @@ from ptq_core.planning.nodes import (
 from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan, tally
 from ptq_core.planning.regions import propagate, tensor_plans, trim, weight_plans
 from ptq_core.planning.skip import match_nodes
-from ptq_core.types import TargetSpec
+from ptq_core.target_types import TargetSpec
 
 
 def make_plan(

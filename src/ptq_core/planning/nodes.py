@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import only_consumer
-from ptq_core.types import OperatorRule, TargetSpec
+from ptq_core.target_types import OperatorRule, TargetSpec
 
 
 @dataclass(kw_only=True)

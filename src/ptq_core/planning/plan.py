@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptq_core.types import FixedOutput, QScheme
+from ptq_core.target_types import FixedOutput
+from ptq_core.types import QScheme
 
 MAX_MIN = "MAX_MIN"
 

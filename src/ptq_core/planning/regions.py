@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ptq_core.graph import operators as ops
 from ptq_core.planning.nodes import Draft, data_inputs, is_requantized
 from ptq_core.planning.plan import MAX_MIN, TensorPlan, WeightPlan
-from ptq_core.types import TargetSpec
+from ptq_core.target_types import TargetSpec
 
 
 def propagate(graph: ir.Graph, drafts: dict[str, Draft], reasons: dict[str, str]) -> None:

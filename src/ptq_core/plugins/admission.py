@@ -22,8 +22,9 @@ import pluggy
 from ptq_core import hookspecs
 from ptq_core.api import API_VERSION
 from ptq_core.errors import did_you_mean
-from ptq_core.plugins.records import KINDS, Kind, PluginRecord, State, spellings
-from ptq_core.types import CommandEntry, Entry, PreprocessorEntry, TargetEntry, TargetSpec
+from ptq_core.plugins.records import KINDS, Entry, Kind, PluginRecord, State, spellings
+from ptq_core.target_types import TargetEntry, TargetSpec
+from ptq_core.types import CommandEntry, PreprocessorEntry
 
 EVENT_HOOK = "ptq_event"
 _HOOKS = (*(hook for hook, _ in KINDS.values()), EVENT_HOOK)

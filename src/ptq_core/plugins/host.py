@@ -17,6 +17,7 @@ from ptq_core.plugins.records import (
     folded,
     spellings,
 )
+from ptq_core.target_types import TargetEntry
 from ptq_core.types import (
     CalibratorEntry,
     CommandEntry,
@@ -24,7 +25,6 @@ from ptq_core.types import (
     Event,
     PreprocessorEntry,
     RunnerEntry,
-    TargetEntry,
 )
 
 # Names that users know from the guide or from us, and the distribution that offers each.

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Literal, TypeAlias, TypeVar
 
+from ptq_core.target_types import TargetEntry
 from ptq_core.types import (
     CalibratorEntry,
     CommandEntry,
     EncodingEntry,
-    Entry,
     PreprocessorEntry,
     RunnerEntry,
-    TargetEntry,
 )
 
+Entry: TypeAlias = (
+    CalibratorEntry | PreprocessorEntry | TargetEntry | RunnerEntry | EncodingEntry | CommandEntry
+)
 Kind: TypeAlias = Literal["calibrator", "preprocessor", "target", "runner", "encoding", "command"]
 
 # Each kind of entry: the hook that offers it, and the class that the hook has to yield.
