@@ -114,6 +114,8 @@ class TargetSpec:
         maximum_opset: the newest opset that the device's importer takes, if it has a limit.
         static_shapes: it takes no dimension that is left open.
         integer_inputs_outputs: the float inputs and outputs of the graph become integers.
+        runner: the runner that executes models as the device does, if there is one: what it runs in
+            float although planned in integers is told.
         merge: operators that the device knows as one and exporters write as several, put together
             before anything else: ``Gelu``, ``LayerNormalization``.
         operators: the rule of each operator type; a type without one stays float.
@@ -137,6 +139,7 @@ class TargetSpec:
     maximum_opset: int | None = None
     static_shapes: bool = False
     integer_inputs_outputs: bool = False
+    runner: str = ""
     merge: tuple[Literal["Gelu", "LayerNormalization"], ...] = ()
     operators: Mapping[str, OperatorRule]
     accepts: Accepts = field(default_factory=Accepts)

@@ -239,6 +239,8 @@ class RunnerEntry:
         summary: one line for ``ptq plugins list``.
         factory: makes a runner from a serialized model (its bytes, or a file where it is too
             large for that) and the options.
+        faithful: the same without the runtime's own rewriting of the graph, which may quantize or
+            merge more than the file says; None: ``factory`` does no such thing.
         options: frozen dataclass; its fields are the keys of ``[runner.NAME]``.
         aliases: other spellings of the name.
     """
@@ -246,6 +248,7 @@ class RunnerEntry:
     name: str
     summary: str
     factory: Callable[[bytes | Path, Any], Runner]
+    faithful: Callable[[bytes | Path, Any], Runner] | None = None
     options: type = NoOptions
     aliases: tuple[str, ...] = ()
 
@@ -332,8 +335,8 @@ class Event:
 
     Attributes:
         stage: ``prepare``, ``plan``, ``equalize``, ``smooth``, ``load``, ``calibrate``,
-            ``correct``, ``tune``, ``weights``, ``emit``, ``verify``, ``save``, ``pack`` or
-            ``unpack``.
+            ``correct``, ``tune``, ``weights``, ``emit``, ``verify``, ``check``, ``save``, ``pack``
+            or ``unpack``.
         kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.

@@ -157,7 +157,7 @@ def test_json_is_one_object_and_tells_all(ptq, out, pictures):
     assert found["bytes_before"] == MODEL.stat().st_size
     assert found["bytes_after"] == out.stat().st_size
     assert found["samples"] == 12
-    stages = {"prepare", "plan", "load", "calibrate", "correct", "emit", "verify", "save"}
+    stages = {"prepare", "plan", "load", "calibrate", "correct", "emit", "verify", "check", "save"}
     assert set(found["seconds"]) == stages | {"total"}
     assert found["seconds"]["total"] == pytest.approx(
         sum(found["seconds"][stage] for stage in stages)

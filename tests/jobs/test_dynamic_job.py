@@ -106,7 +106,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
     path = tiny.save(dense(), tmp_path)
     quantize(path, tmp_path / "out.onnx", dynamic="ALWC", progress=events.append)
     stages = list(dict.fromkeys(one.stage for one in events))
-    assert stages == ["prepare", "plan", "weights", "verify", "save"]
+    assert stages == ["prepare", "plan", "weights", "verify", "check", "save"]
     assert [one.done for one in events if one.kind == "advance" and one.stage == "weights"] == [
         1,
         2,

@@ -27,7 +27,7 @@ def data_for(made: onnx.ModelProto, count: int = SAMPLES) -> list[dict[str, np.n
     return [tiny.feeds(made, seed, batch=1) for seed in range(count)]
 
 
-STAGES = ["prepare", "plan", "load", "calibrate", "correct", "emit", "verify", "save"]
+STAGES = ["prepare", "plan", "load", "calibrate", "correct", "emit", "verify", "check", "save"]
 
 
 def run(made: onnx.ModelProto, folder: Path, **given: Any) -> Report:

@@ -685,7 +685,7 @@ def test_the_report_and_the_file_say_what_was_done(tmp_path: Path) -> None:
     assert report.bytes_before == (tmp_path / "model.onnx").stat().st_size
     assert report.bytes_after == (tmp_path / "out.onnx").stat().st_size
     assert list(report.seconds) == [
-        "prepare", "plan", "load", "weights", "correct", "emit", "verify", "save",
+        "prepare", "plan", "load", "weights", "correct", "emit", "verify", "check", "save",
     ]  # fmt: skip
     proto = onnx.load(tmp_path / "out.onnx")
     found = {one.key: one.value for one in proto.metadata_props}

@@ -271,6 +271,7 @@ def test_unknown_name_is_told_what_there_is(host, name, hint):
         ("preprocessor", "IMAGE", "ptq-preprocess-image"),
         ("runner", "onnxruntime", "ptq-runner-onnxruntime"),
         ("target", "CPU", "ptq-target-cpu"),
+        ("target", "NVGPU", "ptq-target-nvgpu"),
     ],
 )
 def test_known_names_say_what_to_install(kind, name, distribution):
@@ -285,7 +286,6 @@ def test_known_names_say_what_to_install(kind, name, distribution):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("target", "NVGPU"),
         ("target", "DSP"),
     ],
 )

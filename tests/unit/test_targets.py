@@ -140,7 +140,8 @@ fixed_output = { scale = "small", zeropoint = 0 }
         "weight.symmetric: found 1, expected true or false",
         "unknown key 'operators.Conv.quantise'",
         "'operators.Conv.quantize' is missing",
-        "operators.Add.quantize: found 'sometimes', expected always or after or between or residual or never",
+        "operators.Add.quantize: found 'sometimes', expected always or after or between or "
+        "residual or never",
         "operators.Add.fuse: found 'Relu', expected a list",
         "operators.Sigmoid.fixed_output.scale: found 'small', expected a number",
         "unknown key 'operators.Sigmoid.fixed_output.zeropoint'",

@@ -33,6 +33,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "model": str(report.model),
         "target": report.target,
         "files": [str(path) for path in report.files],
+        "extras": {str(path): summary for path, summary in report.extras.items()},
         "bytes_before": report.bytes_before,
         "bytes_after": report.bytes_after,
         "samples": report.samples,
@@ -128,6 +129,8 @@ def print_report(console: Console, report: Report, *, every: bool = False) -> No
         console.print(f"wrote {path}: {size(before)} -> {size(after)}{smaller}", style="bold green")
     for path in report.files[1:]:
         console.print(f"  and {path}")
+    for path, summary in report.extras.items():
+        console.print(f"  and {path}: {summary}")
     if report.verification is not None:
         for line in closeness(report.verification, generated=report.generated):
             console.print(line)

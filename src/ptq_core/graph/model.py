@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -186,8 +186,12 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def save_model(model: ir.Model, path: Path) -> list[Path]:
-    """Write the model and return the files made: one, or two where the weights need their own.
+def save_model(
+    model: ir.Model, path: Path, beside: Mapping[str, bytes] | None = None
+) -> list[Path]:
+    """Write the model and return its files: one, or two where the weights need their own.
+
+    Files ``beside`` it, by their names, are written with it and not returned.
 
     Everything is written to temporary files in the same folder first and renamed at the end, so an
     interrupted run leaves what was there before.
@@ -202,6 +206,8 @@ def save_model(model: ir.Model, path: Path) -> list[Path]:
         else:
             scratch.write_bytes(serialize(_internal(model)))
             names = [path.name]
-        for name in names:
+        for name, content in (beside or {}).items():
+            (Path(folder) / name).write_bytes(content)
+        for name in (*(beside or {}), *names):
             os.replace(Path(folder) / name, path.parent / name)
     return [path.parent / name for name in reversed(names)]

@@ -26,6 +26,8 @@ LINEAR = {
     "MatMul": LinearOperator(bias=None),
 }
 
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
 # Inputs that may be constant weights, of every operator that has such.
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "Conv": (1,),

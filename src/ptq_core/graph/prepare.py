@@ -7,7 +7,7 @@ Bodies of If, Loop and Scan and the model's functions stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 
 from ptq_core.graph import folding
 from ptq_core.graph.constants import fold_constants, new_constant
+from ptq_core.graph.merging import merge_operators
 from ptq_core.graph.operators import (
     attribute,
     constant,
@@ -31,7 +32,9 @@ from ptq_core.graph.pads import channel_pad_to_convolution, merge_pads
 from ptq_core.graph.prepared import Prepared, merge_into, only_consumer, replace_node, swap_node
 
 
-def prepare(model: ir.Model, minimum_opset: int, *, integers: bool = True) -> Prepared:
+def prepare(
+    model: ir.Model, minimum_opset: int, *, integers: bool = True, merge: Collection[str] = ()
+) -> Prepared:
     """Prepare the model in place, and say what was done.
 
     Args:
@@ -39,6 +42,8 @@ def prepare(model: ir.Model, minimum_opset: int, *, integers: bool = True) -> Pr
         minimum_opset: the opset that the emitted operators need; an older model is upgraded.
         integers: the model will compute in integers; otherwise what only integer kernels profit
             from is left out, and a constant that others read, too, is not folded into a second one.
+
+        merge: operators that are put together from the several that exporters write for them.
 
     Raises:
         ModelError: an upgrade of the opset is needed and fails.
@@ -59,6 +64,8 @@ def prepare(model: ir.Model, minimum_opset: int, *, integers: bool = True) -> Pr
     # a folded Shape can make further ones constant
     while fold_constants(prepared, keep_shared=not integers):
         _infer_shapes(prepared)
+    if merge:
+        merge_operators(prepared, merge)
     for_integers = (_mean_to_pool, channel_pad_to_convolution) if integers else ()
     for rewrite in (_fold_affine, merge_pads, *for_integers):
         _each_node(prepared, rewrite)

@@ -26,14 +26,41 @@ _WHOLE_BYTES = (8, 16)  # widths that need no packing
 _PREFERRED_RUNNERS = ("onnxruntime", "reference")
 
 
-def find_target(config: Config, host: PluginHost) -> tuple[TargetEntry, PluginRecord | None]:
-    """The device: an installed one, or the TOML file that ``target_device`` names."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """The target of a job.
+
+    Attributes:
+        entry: with the spec that the options ask for.
+        record: its plugin, None where it is a TOML file.
+        warnings: about the options.
+    """
+
+    entry: TargetEntry
+    record: PluginRecord | None
+    warnings: tuple[str, ...] = ()
+
+
+def find_target(config: Config, host: PluginHost) -> Device:
+    """The device: an installed one, or the TOML file that ``target_device`` names.
+
+    Raises:
+        InputError: there is no such device, or its options are wrong.
+        PluginError: it cannot be configured so.
+    """
     if is_target_file(config.target):
         path, _ = resolve_path(config, config.target)
-        return target_from_toml(path), None
+        return Device(entry=target_from_toml(path), record=None)
     with named_at(config, "full_quant_param", "target_device"):
         found = host.target(config.target)
-    return found.entry, found.record
+    entry = found.entry
+    options, warnings = validate_options(
+        entry.options, "target", entry.name, config, aliases=entry.aliases
+    )
+    if entry.configure is not None:
+        with blame(found.record, f"configuring {entry.name}"):
+            entry = replace(entry, spec=entry.configure(entry.spec, options))
+    return Device(entry=entry, record=found.record, warnings=tuple(map(str, warnings)))
 
 
 @contextmanager
@@ -115,6 +142,16 @@ def find_runner(job: Job) -> tuple[Registered[RunnerEntry], Any]:
                 "pip install ptq-runner-onnxruntime"
             )
     return runner, _options(job, "runner", runner)
+
+
+def find_judge(job: Job, runner: Registered[RunnerEntry]) -> Registered[RunnerEntry]:
+    """The runner for the quantized model: one that is not its device computes what the file says.
+
+    Such a runtime may quantize or merge more than the file says, which tells nothing of the device.
+    """
+    if runner.entry.faithful is None or job.target.spec.runner == runner.entry.name:
+        return runner
+    return replace(runner, entry=replace(runner.entry, factory=runner.entry.faithful))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

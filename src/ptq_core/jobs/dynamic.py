@@ -16,8 +16,9 @@ from ptq_core.config import Config
 from ptq_core.emission import WeightWriter, emit_dynamic, share_codes
 from ptq_core.emission.weights import Form
 from ptq_core.graph import operators as ops
-from ptq_core.graph.model import copy_of, save_model
+from ptq_core.graph.model import copy_of
 from ptq_core.jobs.choices import WeightEncoding, find_reader, find_runner, find_weight_encoding
+from ptq_core.jobs.deliver import deliver
 from ptq_core.jobs.job import Job
 from ptq_core.jobs.probes import compared, find_probes
 from ptq_core.jobs.report import Report, Settings, StoredWeight
@@ -75,9 +76,7 @@ def dynamic_quant(
 
     report.verification = compared(job, quantized, original, probes, runner, runner_options)
     report.gate = settings.min_cosine
-    with job.stage("save"):
-        report.files = save_model(quantized, output)
-    report.bytes_after = sum(path.stat().st_size for path in report.files)
+    deliver(job, quantized, output)
     return report
 
 

@@ -19,9 +19,10 @@ from ptq_core.diagnosis import node_errors
 from ptq_core.emission import emit as emit_model
 from ptq_core.errors import InputError, Location
 from ptq_core.estimates import TensorEstimate, clipping_warning, estimate
-from ptq_core.graph.model import copy_of, runnable, save_model
-from ptq_core.jobs.choices import asked_methods, find_reader, find_runner
+from ptq_core.graph.model import copy_of, runnable
+from ptq_core.jobs.choices import asked_methods, find_judge, find_reader, find_runner
 from ptq_core.jobs.corrected import measured_corrections
+from ptq_core.jobs.deliver import deliver
 from ptq_core.jobs.job import Job
 from ptq_core.jobs.measured import Measured, measure, recall, stored_name
 from ptq_core.jobs.report import Report, Settings
@@ -96,10 +97,9 @@ def _finish(
     report.gate = settings.min_cosine
     if not report.passed:
         floats, probes = job.prepared.model, measured.probes[:2]
-        report.suspects = node_errors(floats, built.model, plan, probes, runner, runner_options)
-    with job.stage("save"):
-        report.files = save_model(built.model, output)
-    report.bytes_after = sum(path.stat().st_size for path in report.files)
+        judge = find_judge(job, runner)
+        report.suspects = node_errors(floats, built.model, plan, probes, judge, runner_options)
+    deliver(job, built.model, output)
     return report
 
 
@@ -156,7 +156,7 @@ def build(
                 after,
                 plan,
                 measured.probes,
-                runner,
+                find_judge(job, runner),
                 runner_options,
                 held_out=measured.held_out,
             )

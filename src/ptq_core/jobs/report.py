@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ptq_core.diagnosis import NodeError
 from ptq_core.estimates import TensorEstimate
 from ptq_core.planning import Plan
+from ptq_core.target_types import Finding
 from ptq_core.types import (
     Layout,
     Range,
@@ -31,6 +32,7 @@ class Settings:
         input_shapes: shapes for inputs that the model leaves open.
         data_layout: layout of 4-D BIN data; None: the config's, else the model's own.
         fp16: what stays float is stored as float16 (weight quantization).
+        chip: which chip of the device's kind the model is for, where its toolchain asks.
         save_scales: where the scales that mixed bits have found are written, to be used again.
     """
 
@@ -40,6 +42,7 @@ class Settings:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     data_layout: Layout | None = None
     fp16: bool = False
+    chip: str | None = None
     save_scales: Path | None = None
 
 
@@ -101,8 +104,9 @@ class Report:
     Attributes:
         model: the float model's file.
         files: what was written, the model first; empty for a plan.
+        extras: further files for the device's toolchain, and what each is for.
         bytes_before: size of the float model's files.
-        bytes_after: size of what was written.
+        bytes_after: size of the model that was written.
         target: the device.
         plan: every node with a decision.
         samples: how many samples were used in calibration.
@@ -113,6 +117,7 @@ class Report:
         generated: the comparison is on generated input, for there was no data.
         verification: how close the result is, None for a plan.
         suspects: where a quality gate was missed, the nodes that lose most.
+        findings: what the device's own rules say against the result, as `ptq check` does.
         gate: the gate's cosine, None where there was none.
         seconds: wall time of every stage.
         notes: what the user should know.
@@ -123,6 +128,7 @@ class Report:
     target: str
     plan: Plan
     files: list[Path] = field(default_factory=list)
+    extras: dict[Path, str] = field(default_factory=dict)
     bytes_before: int = 0
     bytes_after: int = 0
     samples: int = 0
@@ -132,10 +138,16 @@ class Report:
     generated: bool = False
     verification: Verification | None = None
     suspects: tuple[NodeError, ...] = ()
+    findings: tuple[Finding, ...] = ()
     gate: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the device takes the result: no rule that it has to keep is broken."""
+        return all(one.severity != "error" for one in self.findings)
 
     @property
     def passed(self) -> bool:

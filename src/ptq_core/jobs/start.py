@@ -13,19 +13,21 @@ from ptq_core.errors import ConfigError, InputError, Location
 from ptq_core.graph.model import check_writable, load_model
 from ptq_core.graph.prepare import prepare
 from ptq_core.graph.prepared import Prepared
-from ptq_core.jobs.choices import find_target
+from ptq_core.graph.shapes import fix_shapes
+from ptq_core.jobs.choices import Device, find_target
 from ptq_core.jobs.job import Job, timed
 from ptq_core.jobs.report import Report, Settings
 from ptq_core.planning import (
+    KeepFloat,
     Plan,
     Thresholds,
     make_dynamic_plan,
     make_plan,
     make_weight_plan,
 )
-from ptq_core.plugins import PluginHost
+from ptq_core.plugins import PluginHost, blame
 from ptq_core.samples import model_inputs
-from ptq_core.target_types import TargetSpec
+from ptq_core.target_types import NodeFacts
 from ptq_core.types import Event
 
 _FOLDED_OPSET = 13  # what decoders are written for
@@ -46,13 +48,14 @@ def prepare_job(
     if full is None:
         raise ConfigError("FULL_QUANT needs a section [full_quant_param]")
 
-    def plans(prepared: Prepared, spec: TargetSpec) -> dict[str, Plan]:
+    def plans(prepared: Prepared, device: Device) -> dict[str, Plan]:
         return {
             method: make_plan(
                 prepared,
-                spec,
+                device.entry.spec,
                 method=method,
                 per_channel=full.per_channel,
+                keep_float=_blamed(device),
                 skip=config.common.skip_quant_node,
                 skip_location=config.locate("common_quant_param", "skip_quant_node"),
             )
@@ -72,8 +75,8 @@ def prepare_weight_job(
     if on_the_fly and (bits > _BYTE or weight.group_size):
         opset = _DEQUANTIZE_OPSET
 
-    def plans(prepared: Prepared, spec: TargetSpec) -> dict[str, Plan]:
-        only = spec.on_the_fly_operators if on_the_fly else ()
+    def plans(prepared: Prepared, device: Device) -> dict[str, Plan]:
+        only = device.entry.spec.on_the_fly_operators if on_the_fly else ()
         thresholds = Thresholds(
             size=config.common.min_quant_weight_size,
             channels=config.common.min_quant_weight_channel,
@@ -106,10 +109,10 @@ def prepare_dynamic_job(
     """
     dynamic = config.dynamic
 
-    def plans(prepared: Prepared, spec: TargetSpec) -> dict[str, Plan]:
+    def plans(prepared: Prepared, device: Device) -> dict[str, Plan]:
         plan = make_dynamic_plan(
             prepared,
-            spec,
+            device.entry.spec,
             dynamic.quant_strategy,
             attention=dynamic.attention,
             convolution=dynamic.convolution,
@@ -122,7 +125,7 @@ def prepare_dynamic_job(
         raise ConfigError(
             "fp16: dynamic quantization does not support float16", hint="leave out --fp16"
         )
-    target, _ = find_target(config, host)
+    target = find_target(config, host).entry
     if not target.spec.dynamic_operators:
         raise ConfigError(
             f"the target {target.name} has no dynamic quantization: it computes in integers only "
@@ -133,13 +136,27 @@ def prepare_dynamic_job(
     return _job(model, config, host, settings, emit, plans, _FOLDED_OPSET)
 
 
+def _blamed(device: Device) -> KeepFloat | None:
+    """The target's own say, with its plugin named where it raises."""
+    entry, record = device.entry, device.record
+    if entry.keep_float is None or record is None:
+        return entry.keep_float
+    ask = entry.keep_float
+
+    def keep_float(facts: NodeFacts) -> str | None:
+        with blame(record, f"asking {entry.name} about a {facts.op_type}"):
+            return ask(facts)
+
+    return keep_float
+
+
 def _job(
     model: Path,
     config: Config,
     host: PluginHost,
     settings: Settings,
     emit: Emit | None,
-    plans: Callable[[Prepared, TargetSpec], dict[str, Plan]],
+    plans: Callable[[Prepared, Device], dict[str, Plan]],
     opset: int | None = None,
 ) -> Job:
     """Load, prepare for integers (or, with an opset, only for smaller weights), and plan."""
@@ -150,11 +167,19 @@ def _job(
         host.emit(event)
 
     seconds: dict[str, float] = {}
-    target, record = find_target(config, host)
+    device = find_target(config, host)
+    target = device.entry
     with timed("prepare", seconds, listeners):
         loaded = load_model(model)
         files = _files(model, loaded)
-        prepared = prepare(loaded, opset or target.spec.minimum_opset, integers=opset is None)
+        if target.spec.static_shapes:
+            fix_shapes(loaded, settings.input_shapes, target.name)
+        prepared = prepare(
+            loaded,
+            opset or target.spec.minimum_opset,
+            integers=opset is None,
+            merge=target.spec.merge if opset is None else (),
+        )
         inputs = model_inputs(
             prepared.model,
             shapes=settings.input_shapes,
@@ -162,7 +187,7 @@ def _job(
             or settings.data_layout,
         )
     with timed("plan", seconds, listeners):
-        made = plans(prepared, target.spec)
+        made = plans(prepared, device)
     plan = next(iter(made.values()))
     report = Report(
         model=model,
@@ -172,21 +197,22 @@ def _job(
         seconds=seconds,
     )
     report.notes += [*prepared.notes, *map(str, config.notes)]
-    report.warnings += [*map(str, config.warnings), *plan.warnings]
+    report.warnings += [*map(str, config.warnings), *device.warnings, *plan.warnings]
     _say_without_effect(config, settings, report)
     return Job(
         config=config,
         host=host,
         settings=settings,
         target=target,
-        target_record=record,
+        target_record=device.record,
+        used=[("target", name) for name in (target.name, *target.aliases)],
         model_files=files,
         plans=made,
         prepared=prepared,
         inputs=inputs,
         report=report,
         listeners=listeners,
-        make_plans=lambda: plans(prepared, target.spec),
+        make_plans=lambda: plans(prepared, device),
     )
 
 

@@ -16,9 +16,10 @@ from ptq_core.config import Config
 from ptq_core.emission import WeightWriter, correct_biases, correctable, corrected_weight
 from ptq_core.errors import PluginError
 from ptq_core.graph import operators as ops
-from ptq_core.graph.model import check_writable, copy_of, save_model
+from ptq_core.graph.model import check_writable, copy_of
 from ptq_core.jobs.choices import WeightEncoding, find_reader, find_runner, find_weight_encoding
 from ptq_core.jobs.corrected import measured_corrections
+from ptq_core.jobs.deliver import deliver
 from ptq_core.jobs.job import Job
 from ptq_core.jobs.probes import Probes, compared, find_probes
 from ptq_core.jobs.report import Report, Settings, StoredWeight
@@ -81,11 +82,9 @@ def weight_quant(
 
     report.verification = compared(job, quantized, original, probes, runner, runner_options)
     report.gate = settings.min_cosine
-    with job.stage("save"):
-        if mixed and settings.save_scales is not None:
-            settings.save_scales.write_text(scales_to_json(steps), encoding="utf-8")
-        report.files = save_model(quantized, output)
-    report.bytes_after = sum(path.stat().st_size for path in report.files)
+    deliver(job, quantized, output)
+    if mixed and settings.save_scales is not None:
+        settings.save_scales.write_text(scales_to_json(steps), encoding="utf-8")
     return report
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ptq_core.planning.constants import Thresholds, make_weight_plan, weight_values
 from ptq_core.planning.dynamic import layer_weight, make_dynamic_plan
 from ptq_core.planning.make import make_plan
-from ptq_core.planning.nodes import guard_channels
+from ptq_core.planning.nodes import KeepFloat, guard_channels
 from ptq_core.planning.plan import (
     MAX_MIN,
     ConstantPlan,
@@ -25,6 +25,7 @@ __all__ = [
     "MAX_MIN",
     "ConstantPlan",
     "Decision",
+    "KeepFloat",
     "NodePlan",
     "Plan",
     "TensorPlan",

@@ -11,10 +11,12 @@ from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import Prepared
 from ptq_core.planning.nodes import (
     Draft,
+    KeepFloat,
     data_inputs,
     draft_of,
     followers_of,
     is_requantized,
+    settle_residuals,
     why_float,
 )
 from ptq_core.planning.plan import MAX_MIN, Decision, NodePlan, Plan, TensorPlan, tally
@@ -29,6 +31,7 @@ def make_plan(
     *,
     method: str = MAX_MIN,
     per_channel: bool = True,
+    keep_float: KeepFloat | None = None,
     skip: Sequence[str] = (),
     skip_location: Location | None = None,
 ) -> Plan:
@@ -39,6 +42,7 @@ def make_plan(
         target: the device's rules.
         method: the calibrator of activations; graph inputs and outputs take MAX_MIN.
         per_channel: one weight scale per output channel where the device can.
+        keep_float: of the target's entry.
         skip: names, globs, and ``type:OPERATOR`` of nodes that stay float.
         skip_location: where they are written, for messages.
 
@@ -52,7 +56,7 @@ def make_plan(
     reasons: dict[str, str] = {}
     drafts: dict[str, Draft] = {}
     for node in graph:
-        reason = why_float(node, target, skipped, opset)
+        reason = why_float(node, target, keep_float, skipped, opset)
         if reason is None:
             drafts[ops.key(node)] = draft_of(node, target.operators[node.op_type], skipped)
         else:
@@ -60,6 +64,7 @@ def make_plan(
     followers = followers_of(drafts.values())
     for taken in followers:
         drafts.pop(taken, None)
+    settle_residuals(drafts, reasons)
     propagate(graph, drafts, reasons)
     trim(drafts, reasons, target)
     chosen = [draft for draft in drafts.values() if draft.integer]
@@ -114,8 +119,10 @@ def _node_plans(
 
 
 def _why_integer(draft: Draft) -> str:
+    if draft.rule.quantize == "residual":
+        return f"adds '{draft.data[0].name}' to a convolution's result"
     if draft.node.op_type in ops.LINEAR:
-        return "constant weights"
+        return "constant weights" if len(draft.data) == 1 else "multiplies two activations"
     if draft.rule.same_parameters:
         return "moves integers without changing them"
     return "its inputs are integers"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ptq_core.graph import operators as ops
 from ptq_core.graph.prepared import only_consumer
-from ptq_core.target_types import OperatorRule, TargetSpec
+from ptq_core.target_types import NodeFacts, OperatorRule, TargetSpec
+
+KeepFloat = Callable[[NodeFacts], str | None]
 
 
 @dataclass(kw_only=True)
@@ -18,6 +20,7 @@ class Draft:
 
     node: ir.Node
     rule: OperatorRule
+    data: list[ir.Value]  # the activations that it takes as integers
     output: ir.Value  # behind bias and activation
     bias_add: ir.Node | None = None
     activation: ir.Node | None = None
@@ -31,13 +34,17 @@ class Draft:
         An activation needs that even where the device takes float results: runtimes merge it into
         the layer first, and have no integer form of both with a float result.
         """
-        if self.rule.output == "quantized":
-            return True
+        if self.rule.output != "as_needed":
+            return self.rule.output == "quantized"
         return self.activation is not None and not self.output.is_graph_output()
 
 
 def why_float(
-    node: ir.Node, target: TargetSpec, skipped: Collection[str], opset: int
+    node: ir.Node,
+    target: TargetSpec,
+    keep_float: KeepFloat | None,
+    skipped: Collection[str],
+    opset: int,
 ) -> str | None:
     """Why a node cannot be quantized, None where it can."""
     if not ops.is_standard(node):
@@ -59,18 +66,49 @@ def why_float(
             shown = " or ".join(map(str, allowed))
             return f"{name} is {value}, the target's integer form needs {shown}"
     if node.op_type in ops.LINEAR:
-        return _why_weights_float(node)
-    data = data_inputs(node)
-    if not data:
-        return "it computes with constants only, or reads a constant table"
-    if not all(ops.is_float(value) for value in data):
-        return "its inputs are not float32"
-    return None
+        reason = _why_weights_float(node, rule)
+        if reason is not None:
+            return reason
+    else:
+        data = data_inputs(node)
+        if not data:
+            return "it computes with constants only, or reads a constant table"
+        if not all(ops.is_float(value) for value in data):
+            return "its inputs are not float32"
+    return None if keep_float is None else keep_float(_facts_of(node))
 
 
-def _why_weights_float(node: ir.Node) -> str | None:
+def _facts_of(node: ir.Node) -> NodeFacts:
+    linear = ops.LINEAR.get(node.op_type)
+    weight = None if linear is None else ops.constant(node.inputs[linear.weight])
+    data = node.inputs[0]
+    return NodeFacts(
+        op_type=node.op_type,
+        attributes={
+            name: ops.attribute(node, name, None)
+            for name, attr in node.attributes.items()
+            if attr.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        },
+        weight_shape=None if weight is None else weight.shape,
+        input_shape=_shape_of(data),
+        output_shape=_shape_of(node.outputs[0]),
+        reads_graph_input=data is not None and data.is_graph_input(),
+    )
+
+
+def _shape_of(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    dims = None if value is None else ops.dimensions(value)
+    if dims is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else None for dim in dims)
+
+
+def _why_weights_float(node: ir.Node, rule: OperatorRule) -> str | None:
     facts = ops.LINEAR[node.op_type]
     weight = ops.constant(node.inputs[facts.weight])
+    if weight is None and rule.two_activations and ops.constant(node.inputs[0]) is None:
+        floats = all(ops.is_float(one) for one in node.inputs)
+        return None if floats else "its inputs are not float32"
     if weight is None:
         return "its weights are not constant (two activations): gains nothing in integers"
     if weight.dtype != "float32":
@@ -87,7 +125,7 @@ def _why_weights_float(node: ir.Node) -> str | None:
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs that carry activations: the first, or all where operands are alike."""
-    if node.op_type in ops.ALIKE_OPERANDS:
+    if node.op_type in ops.ALIKE_OPERANDS or node.op_type == "MatMul":
         values = list(node.inputs)
     elif node.op_type == "Where":
         values = list(node.inputs[1:])
@@ -98,7 +136,7 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 
 def draft_of(node: ir.Node, rule: OperatorRule, skipped: Collection[str]) -> Draft:
     """The node with what runtimes merge into it: a bias Add behind a MatMul, an activation."""
-    draft = Draft(node=node, rule=rule, output=node.outputs[0])
+    draft = Draft(node=node, rule=rule, data=data_inputs(node), output=node.outputs[0])
     follower = only_consumer(draft.output)
     if (
         node.op_type == "MatMul"
@@ -140,6 +178,54 @@ def followers_of(drafts: Iterable[Draft]) -> dict[str, tuple[Draft, str]]:
         if draft.activation is not None:
             taken[ops.key(draft.activation)] = (draft, "the activation")
     return taken
+
+
+def settle_residuals(drafts: dict[str, Draft], reasons: dict[str, str]) -> None:
+    """Of two tensors that are added, the one that is not a convolution's own result is integer.
+
+    The device adds it while it convolves. Of two convolutions (the shortcut of a block that has one
+    of its own) the one with fewer of them before it, back to the block's start, is the shortcut.
+    """
+    results = {
+        draft.output: draft
+        for draft in drafts.values()
+        if draft.node.op_type in ops.CONVOLUTIONS and draft.activation is None
+    }
+    for key, draft in drafts.items():
+        if draft.rule.quantize != "residual":
+            continue
+        own = [one for one in draft.data if one in results and only_consumer(one) is draft.node]
+        others = [value for value in draft.data if value not in own]
+        if len(draft.data) != 2 or not own:
+            reasons[key] = "it does not add a convolution's result to another tensor"
+            draft.integer = False
+            continue
+        draft.data = others or [min(own, key=lambda one: _convolutions_before(one, own))]
+
+
+def _convolutions_before(value: ir.Value, operands: list[ir.Value]) -> int:
+    """How many convolutions lie on the way to a tensor that does not lead to the other operand."""
+    others = set[ir.Value]().union(*(_ancestors(one) for one in operands if one is not value))
+    own = _ancestors(value) - others
+    return sum(
+        1
+        for one in own
+        if (node := one.producer()) is not None and node.op_type in ops.CONVOLUTIONS
+    )
+
+
+def _ancestors(value: ir.Value) -> set[ir.Value]:
+    """The tensor and all that it is computed from."""
+    found: set[ir.Value] = set()
+    waiting: list[ir.Value | None] = [value]
+    while waiting:
+        one = waiting.pop()
+        if one is None or one in found:
+            continue
+        found.add(one)
+        node = one.producer()
+        waiting += [] if node is None else node.inputs
+    return found
 
 
 def is_requantized(node: ir.Node, target: TargetSpec) -> bool:

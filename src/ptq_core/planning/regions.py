@@ -17,8 +17,10 @@ def propagate(graph: ir.Graph, drafts: dict[str, Draft], reasons: dict[str, str]
     integers: set[ir.Value] = set()
     movable = set(graph.inputs)  # data movers may also start at an input
     for draft in drafts.values():
-        if draft.rule.quantize != "always":
-            data = data_inputs(draft.node)
+        if not draft.integer:
+            continue
+        if draft.rule.quantize not in ("always", "residual"):
+            data = draft.data
             behind = any(value in integers for value in data)
             draft.from_input = draft.rule.same_parameters and all(v in movable for v in data)
             if not behind and not draft.from_input:
@@ -50,7 +52,7 @@ def _read(draft: Draft, drafts: dict[str, Draft], target: TargetSpec) -> bool:
     for value in values:
         for use in value.uses():
             reader = drafts.get(ops.key(use.node))
-            if reader is not None and reader.integer and value in data_inputs(use.node):
+            if reader is not None and reader.integer and value in reader.data:
                 return True
             if moves and reader is None and use.idx == 0 and is_requantized(use.node, target):
                 return True
@@ -62,7 +64,7 @@ def tensor_plans(
 ) -> dict[str, TensorPlan]:
     """The activations that become integer, by name, in the order of the graph."""
     ends = {value.name for value in (*graph.inputs, *_results(graph))}
-    read = {value.name for draft in chosen for value in data_inputs(draft.node)}
+    read = {value.name for draft in chosen for value in draft.data}
     tensors: dict[str, TensorPlan] = {}
 
     def add(value: ir.Value, **given: object) -> None:
@@ -86,9 +88,9 @@ def tensor_plans(
         for value in (draft.output, *draft.node.outputs[1:])
     }
     for draft in chosen:
-        for value in data_inputs(draft.node):
+        for value in draft.data:
             add(value, bounds=_bounds_of(value))
-        source = tensors[data_inputs(draft.node)[0].name or ""]
+        source = tensors[draft.data[0].name or ""]
         outputs = [draft.output, *draft.node.outputs[1:]]
         for value in outputs:
             if not draft.gives_integers and value.name not in read:
@@ -127,6 +129,8 @@ def weight_plans(draft: Draft, target: TargetSpec, *, per_channel: bool) -> Iter
     """The constants that become integer for this operator, its bias with them."""
     node = draft.node
     facts = ops.LINEAR.get(node.op_type)
+    if draft.rule.quantize == "residual":
+        return
     if facts is None:
         data = data_inputs(node)
         for position, value in enumerate(node.inputs):

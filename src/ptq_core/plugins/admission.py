@@ -235,6 +235,14 @@ def _entry_problems(entry: Entry) -> Iterator[str]:
     if isinstance(entry, TargetEntry):
         if not isinstance(entry.spec, TargetSpec):
             yield f"'{entry.name}': spec is a {type(entry.spec).__name__}, expected a TargetSpec"
+        for name in ("configure", "keep_float", "lower", "check", "arithmetic"):
+            found = getattr(entry, name)
+            if found is not None and not callable(found):
+                yield f"'{entry.name}': {name} is {found!r}, expected a function"
+        if not _is_frozen_dataclass(entry.options):
+            yield f"'{entry.name}': options is {entry.options!r}, expected a frozen dataclass type"
+        elif dataclasses.fields(entry.options) and entry.configure is None:
+            yield f"'{entry.name}': has options but no function configure that they change"
         return
     if not callable(entry.factory):
         yield f"'{entry.name}': factory is {entry.factory!r}, expected a function"

@@ -50,7 +50,6 @@ _KNOWN: Mapping[tuple[Kind, str], str] = {
 _LATER = frozenset(
     {
         "ptq-target-dsp",
-        "ptq-target-nvgpu",
     }
 )
 

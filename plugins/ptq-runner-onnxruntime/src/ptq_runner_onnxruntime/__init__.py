@@ -28,6 +28,12 @@ def _make(model: bytes | Path, options: Options) -> Runner:
     return OnnxRuntime(model, threads=options.threads)
 
 
+def _make_faithful(model: bytes | Path, options: Options) -> Runner:
+    from ptq_runner_onnxruntime.session import OnnxRuntime
+
+    return OnnxRuntime(model, threads=options.threads, optimize=False)
+
+
 @hookimpl
 def ptq_runners() -> Iterator[RunnerEntry]:
     """Offer onnxruntime."""
@@ -35,6 +41,7 @@ def ptq_runners() -> Iterator[RunnerEntry]:
         name="onnxruntime",
         summary="onnxruntime's CPU kernels",
         factory=_make,
+        faithful=_make_faithful,
         options=Options,
         aliases=("ORT",),
     )

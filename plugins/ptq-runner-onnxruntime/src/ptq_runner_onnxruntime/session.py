@@ -21,13 +21,20 @@ _WARNINGS_OFF = 3  # errors only: the user's model may warn hundreds of times
 
 
 class OnnxRuntime:
-    """Runs a model; outputs are written into the caller's arrays where their shapes fit."""
+    """Runs a model; outputs are written into the caller's arrays where their shapes fit.
 
-    def __init__(self, model: bytes | Path, *, threads: int = 0) -> None:
+    Args:
+        model: its bytes, or its file.
+        threads: of one inference; 0 is one for each core.
+        optimize: let onnxruntime rewrite the graph; without, it computes what the file says.
+    """
+
+    def __init__(self, model: bytes | Path, *, threads: int = 0, optimize: bool = True) -> None:
         self._source = model
+        self._optimize = optimize
         self._session = onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model,
-            _options(threads),
+            _options(threads, optimize=optimize),
             providers=["CPUExecutionProvider"],
         )
         _give_back_memory()
@@ -60,7 +67,7 @@ class OnnxRuntime:
 
     def executed_model(self) -> bytes | None:
         """The graph after onnxruntime's optimizations; needs the model as bytes."""
-        if isinstance(self._source, Path):
+        if isinstance(self._source, Path) or not self._optimize:
             return None
         with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
             path = Path(folder) / "optimized.onnx"
@@ -84,8 +91,10 @@ def _give_back_memory() -> None:
             trim(0)
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _WARNINGS_OFF
