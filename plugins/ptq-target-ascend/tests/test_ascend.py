@@ -1,5 +1,8 @@
 """The target is what the file says, and the form that it asks for computes what it should."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -52,12 +55,24 @@ def test_weights_are_cast_shifted_and_scaled_on_the_fly(tmp_path, bits):
     assert 10 * np.log10((before**2).sum() / ((before - after) ** 2).sum()) > noise
 
 
-def test_full_quantization_is_refused(tmp_path):
-    with pytest.raises(InputError, match="there is nothing to quantize"):
+def test_its_command_is_beside_a_model_with_smaller_weights(tmp_path):
+    report = ptq_core.quantize(network(tmp_path / "m.onnx"), tmp_path / "q.onnx", config=ON_THE_FLY)
+    assert [path.name for path in report.extras] == ["q_atc.sh"]
+    assert '--model="q.onnx"' in (tmp_path / "q_atc.sh").read_text()
+
+
+def test_the_provider_is_demanded(tmp_path):
+    config = {key: value for key, value in ON_THE_FLY.items() if key != "ascend_context"}
+    with pytest.raises(InputError, match="provider"):
         ptq_core.quantize(
-            network(tmp_path / "m.onnx"),
-            tmp_path / "q.onnx",
-            target="ASCEND",
-            data=[np.array([1, 2])],
+            network(tmp_path / "m.onnx"), tmp_path / "q.onnx", config=config, target="ASCEND"
         )
-    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_it_is_found_in_milliseconds():
+    """The rules are read while ptq starts: nothing heavy comes with them."""
+    code = (
+        "import sys, ptq_target_ascend as target; list(target.ptq_targets()); "
+        "heavy = {'numpy', 'onnx', 'numba', 'onnx_ir'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

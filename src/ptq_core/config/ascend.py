@@ -20,6 +20,7 @@ _SIZE = re.compile(r"-1|[1-9][0-9]{0,8}")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _PROFILES = re.compile(r"\s*\[[^\[\]]*\]\s*(?:,\s*\[[^\[\]]*\]\s*)*")
 _ENTRY = re.compile(r"([1-9][0-9]{0,8})(?:\s*~\s*([1-9][0-9]{0,8}))?")
+_MOST_SIZES = 100  # that a model is compiled for
 _DYNAMIC_RANK = 4  # only images vary on these devices
 
 
@@ -118,6 +119,11 @@ def mismatch(
     if len(set(dynamic_dims)) > 1:
         return "the groups of sizes differ; all inputs must vary alike"
     entries = len(next(iter(varying.values())))
+    spans = [span for profile in dynamic_dims[0] for span in profile]
+    if any(high - low >= _MOST_SIZES for low, high in spans) or (
+        len(expand(dynamic_dims[0])) > _MOST_SIZES
+    ):
+        return f"dynamic_dims lists more than {_MOST_SIZES} sizes, the most that a model can have"
     for profile in dynamic_dims[0]:
         if len(profile) != entries:
             return f"a profile has {len(profile)} entries for {entries} dimensions that are -1"

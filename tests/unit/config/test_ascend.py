@@ -94,6 +94,9 @@ def test_shapes_and_sizes_that_match(shapes, sizes):
         ("x:[-1,2,3,4]", None, "input 'x' has a dimension -1 but there is no dynamic_dims"),
         ("x:[-1,2,3,4]", "[1];[1]", "2 groups of sizes for 1 inputs with a dimension -1"),
         ("x:[-1,2,3,4];y:[-1,1,1,1]", "[1];[2]", "the groups of sizes differ"),
+        ("x:[-1,2,3,4]", "[1~101]", "dynamic_dims lists more than 100 sizes"),
+        ("x:[-1,2,3,4]", "[1~999999999]", "dynamic_dims lists more than 100 sizes"),
+        ("x:[1,2,-1,-1]", "[1~10,1~11]", "dynamic_dims lists more than 100 sizes"),
         ("x:[-1,2,3,4]", "[1],[1,2]", "a profile has 2 entries for 1 dimensions that are -1"),
     ],
 )
