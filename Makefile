@@ -5,13 +5,22 @@ DISTS := . $(wildcard plugins/*)
 META  := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 CODE  := src plugins tests benchmarks examples
 
-.PHONY: demo test check bench bench-peers setup test-floors wheels
+.PHONY: demo test check bench bench-peers setup htp test-floors wheels
 
 demo: setup
 	$(BIN)/python examples/digits/demo.py
 
-test: check
+test: check htp
 	$(BIN)/python -m pytest -q -n auto
+
+# Qualcomm's HTP library, on which the files for DSP are run. It has a licence of its own, and exists
+# for few systems.
+HTP := onnxruntime-qnn==2.7.0
+htp: setup
+	@$(BIN)/python -c "import onnxruntime_qnn" 2> /dev/null \
+	|| { test "$$(uname -sm)" = "Linux x86_64" \
+	     && $(BIN)/python -m pip install -q --no-deps --only-binary :all: --retries 1 $(HTP); } \
+	|| echo "$(HTP) cannot be installed here: the tests that run files for DSP are skipped"
 
 check: setup
 	$(BIN)/ruff check -q $(CODE)

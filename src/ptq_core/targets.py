@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -54,6 +55,12 @@ def target_from_toml(source: Traversable | Path) -> TargetEntry:
     if reading.problems:
         raise ConfigError(problems=reading.problems)
     return TargetEntry(name=header["name"], summary=header["summary"], aliases=aliases, spec=spec)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass' fields; there are many rules of one class."""
+    return get_type_hints(kind)
 
 
 class _Reading:
@@ -112,7 +119,7 @@ class _Reading:
         self.complain(path, f"found {found!r}, expected {expected}")
 
     def _dataclass(self, kind: Any, found: dict[str, Any], path: str) -> Any:
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         before = len(self.problems)
         prefix = f"{path}." if path else ""
         for key in found:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq_core.errors import DataError, Location, PluginError
-from ptq_core.planning import TensorPlan
+from ptq_core.planning import TensorPlan, lifted
 from ptq_core.plugins import Registered, blame
 from ptq_core.samples import Batch
 from ptq_core.types import Calibrator, CalibratorEntry, ObservedTensor, Range
@@ -32,8 +32,9 @@ class Method:
 class Tensor:
     """One tensor and the calibrators that watch it, by their names."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, plan: TensorPlan) -> None:
+        self.name = plan.name
+        self._plan = plan
         self.watchers: dict[str, _Watcher] = {}
         self.waiting: list[_Watcher] = []  # who wants to see more in this pass
         self._kept: list[NDArray[np.float32]] = []
@@ -54,6 +55,7 @@ class Tensor:
         """Show the values of one run to the calibrators, if they are finite."""
         if not self.waiting:
             return
+        values = lifted(values, self._plan)
         view = values.view()
         view.flags.writeable = False
         # those that check go first, so that the others see no NaN

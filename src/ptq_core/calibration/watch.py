@@ -63,7 +63,7 @@ class Watch:
         self._tensors: dict[str, Tensor] = {}
         for tensors in watched.values():
             for name, plan in tensors.items():
-                tensor = self._tensors.setdefault(name, Tensor(name))
+                tensor = self._tensors.setdefault(name, Tensor(plan))
                 tensor.add(plan, methods[plan.method or ""])
 
     def waiting(self) -> list[Tensor]:

@@ -151,22 +151,22 @@ def _converted(hint: Any, value: Any) -> Any:
 
 
 def _other_readings(hint: Any, value: Any) -> Iterator[Any]:
-    """What text may also mean: one of the allowed words in another case, or a list."""
+    """What text may also mean: one of the allowed words in another case or numbers, or a list."""
     if not isinstance(value, str):
         return
-    words = [word for word in _words(hint) if word.casefold() == value.strip().casefold()]
-    yield from words
+    wanted = value.strip().casefold()
+    yield from (word for word in _allowed(hint) if str(word).casefold() == wanted)
     inner = value.strip().removeprefix("[").removesuffix("]")
     if _takes_list(hint):
         yield values.split_list(inner) if inner.strip() else []
 
 
-def _words(hint: Any) -> Iterator[str]:
+def _allowed(hint: Any) -> Iterator[Any]:
     if get_origin(hint) is Literal:
-        yield from (word for word in get_args(hint) if isinstance(word, str))
+        yield from get_args(hint)
     else:
         for part in get_args(hint):
-            yield from _words(part)
+            yield from _allowed(part)
 
 
 def _takes_list(hint: Any) -> bool:

@@ -19,6 +19,17 @@ EXTERNAL_DATA_THRESHOLD = 1_800_000_000
 
 
 def load_model(path: Path) -> ir.Model:
+    """The float model in the file, as :func:`read_model` reads it.
+
+    Raises:
+        ModelError: it cannot be read, or somebody has quantized it already.
+    """
+    model = read_model(path)
+    refuse_quantized(model, str(path))
+    return model
+
+
+def read_model(path: Path) -> ir.Model:
     """The model in the file; weights in external files are mapped, not read.
 
     Raises:
@@ -50,7 +61,6 @@ def load_model(path: Path) -> ir.Model:
             hint=_guess(path),
         )
     _check_external_data(model, path)
-    refuse_quantized(model, str(path))
     return model
 
 

@@ -28,6 +28,9 @@ LINEAR = {
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
+# Activations with a known range, which runtimes merge into the operator before.
+BOUNDED = frozenset({"Relu", "Clip"})
+
 # Inputs that may be constant weights, of every operator that has such.
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "Conv": (1,),
@@ -72,7 +75,7 @@ SHAPE_READERS = frozenset({"Shape", "Size"})
 RESHAPERS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
 
 # Every operand may be an activation or a number to compute with, unlike an axis or a shape.
-ALIKE_OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum"})
+ALIKE_OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "Max", "Min", "Sum", "Mean"})
 
 DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 

@@ -20,6 +20,7 @@ from ptq_core.planning.plan import (
     WeightPlan,
 )
 from ptq_core.planning.skip import match_nodes
+from ptq_core.planning.softmax import lifted, narrowed
 
 __all__ = [
     "MAX_MIN",
@@ -33,9 +34,11 @@ __all__ = [
     "WeightPlan",
     "guard_channels",
     "layer_weight",
+    "lifted",
     "make_dynamic_plan",
     "make_plan",
     "make_weight_plan",
     "match_nodes",
+    "narrowed",
     "weight_values",
 ]

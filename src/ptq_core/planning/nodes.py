@@ -71,7 +71,7 @@ def why_float(
             return reason
     else:
         data = data_inputs(node)
-        if not data:
+        if not data and not _chooses(node, rule):
             return "it computes with constants only, or reads a constant table"
         if not all(ops.is_float(value) for value in data):
             return "its inputs are not float32"
@@ -132,6 +132,17 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
     else:
         values = list(node.inputs[:1])
     return [value for value in values if value is not None and ops.constant(value) is None]
+
+
+def _chooses(node: ir.Node, rule: OperatorRule) -> bool:
+    """Whether it chooses from constants that become integer: embeddings, or the two of a mask."""
+    if node.op_type not in ("Gather", "Where") or rule.quantize != "always":
+        return False
+    table = node.op_type == "Gather"
+    chooser = node.inputs[1 if table else 0]
+    arrays = [ops.constant(one) for one in (node.inputs[:1] if table else node.inputs[1:])]
+    floats = all(one is not None and one.dtype == "float32" for one in arrays)
+    return floats and ops.constant(chooser) is None
 
 
 def draft_of(node: ir.Node, rule: OperatorRule, skipped: Collection[str]) -> Draft:

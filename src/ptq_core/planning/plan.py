@@ -50,6 +50,10 @@ class TensorPlan:
         fixed: parameters that the device demands.
         produced: an integer operator makes it, so that everybody reads the dequantized value;
             otherwise float readers keep reading the float one.
+        softmax_axis: along which Softmax reads it, and nobody else does: what is so low in its row
+            that Softmax makes zero of it does not count; None where it counts.
+        masks: the sums that it is added into, each with the other operand, where nobody else reads
+            it and only Softmax reads the sums.
     """
 
     name: str
@@ -59,6 +63,8 @@ class TensorPlan:
     produced: bool
     bounds: tuple[float, float] | None = None
     fixed: FixedOutput | None = None
+    softmax_axis: int | None = None
+    masks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

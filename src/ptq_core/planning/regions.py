@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
+from ptq_core.arithmetic import weight_parameters
 from ptq_core.graph import operators as ops
 from ptq_core.planning.nodes import Draft, data_inputs, is_requantized
 from ptq_core.planning.plan import MAX_MIN, TensorPlan, WeightPlan
-from ptq_core.target_types import TargetSpec
+from ptq_core.planning.softmax import mark_softmax
+from ptq_core.target_types import FixedOutput, TargetSpec
 
 
 def propagate(graph: ir.Graph, drafts: dict[str, Draft], reasons: dict[str, str]) -> None:
@@ -90,12 +92,16 @@ def tensor_plans(
     for draft in chosen:
         for value in draft.data:
             add(value, bounds=_bounds_of(value))
-        source = tensors[draft.data[0].name or ""]
+        if draft.node.op_type == "Gather" and not draft.data:
+            # any row of a table may come out, whatever the samples show
+            add(draft.output, method=None, fixed=_table_parameters(draft.node, target))
+            continue
+        source = tensors[draft.data[0].name or ""] if draft.data else None
         outputs = [draft.output, *draft.node.outputs[1:]]
         for value in outputs:
             if not draft.gives_integers and value.name not in read:
                 continue
-            if draft.rule.same_parameters:
+            if draft.rule.same_parameters and source is not None:
                 add(
                     value,
                     source=source.source,
@@ -107,7 +113,15 @@ def tensor_plans(
                 add(value, method=None, fixed=draft.rule.fixed_output)
             else:
                 add(value, bounds=_bounds_of(value))
-    return tensors
+    return mark_softmax(tensors, chosen)
+
+
+def _table_parameters(node: ir.Node, target: TargetSpec) -> FixedOutput:
+    table = ops.constant(node.inputs[0])
+    if table is None:
+        raise AssertionError(f"'{ops.label(node)}' reads no constant table")
+    params = weight_parameters(table, target.activation, None)
+    return FixedOutput(scale=float(params.scale), zero_point=int(params.zero_point))
 
 
 def _results(graph: ir.Graph) -> Iterable[ir.Value]:
@@ -168,4 +182,6 @@ def weight_plans(draft: Draft, target: TargetSpec, *, per_channel: bool) -> Iter
 
 def _is_operand(node: ir.Node, position: int) -> bool:
     """Whether a constant input is a number to compute with, not an axis or a shape."""
+    if node.op_type == "Gather":
+        return position == 0  # a table
     return node.op_type in ops.ALIKE_OPERANDS or (node.op_type == "Where" and position > 0)
