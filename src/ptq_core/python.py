@@ -1,4 +1,4 @@
-"""The Python front-end: ``quantize``, and ``calibrate`` to compare methods beforehand."""
+"""The Python front-end: ``quantize``; ``calibrate`` before it, and ``compare`` after it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ptq_core.calibration_table import CalibrationTable
 from ptq_core.config import Config, config_from_values, load_config
 from ptq_core.errors import InputError
 from ptq_core.jobs import CalibrationReport, Report, Settings, calibration_job, run
+from ptq_core.jobs.compare import COMPARED_SAMPLES, ComparisonReport, compare_job
 from ptq_core.plugins import PluginHost, discover
 from ptq_core.types import Event
 
@@ -132,6 +133,48 @@ def calibrate(
         data=data,
         output=None if output is None else Path(output),
         tensorrt=None if tensorrt is None else Path(tensorrt),
+        settings=settings,
+        emit=progress,
+    )
+
+
+def compare(
+    model: str | Path,
+    quantized: str | Path,
+    *,
+    emulate: str | None = None,
+    config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
+    data: Iterable[Any] | None = None,
+    samples: int = COMPARED_SAMPLES,
+    settings: Settings | None = None,
+    host: PluginHost | None = None,
+    progress: Callable[[Event], None] | None = None,
+) -> ComparisonReport:
+    """Compare a quantized model with the float one, tensor by tensor, on a few samples.
+
+    Args:
+        model: the float ONNX file.
+        quantized: what was made of it, by ptq or by others.
+        emulate: a target; what it computes is predicted and compared, too.
+        config: a config file, or its sections as dicts; its samples are used.
+        data: samples, see :func:`quantize`; one of the two is needed.
+        samples: how many are compared.
+        settings: shapes, and what to do with bad samples.
+        host: plugins.
+        progress: called with an :class:`~ptq_core.types.Event` for every step.
+
+    Raises:
+        InputError: a model, the data or the target cannot be used.
+        PluginError: a plugin failed.
+    """
+    return compare_job(
+        Path(model),
+        Path(quantized),
+        _config(config, data is not None, None, "MAX_MIN", True, ()),
+        host or discover(),
+        target=emulate,
+        data=data,
+        samples=samples,
         settings=settings,
         emit=progress,
     )

@@ -1,0 +1,98 @@
+"""Single nodes, computed by a runner: what a device computes in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq_core.emulation.steps import captured
+from ptq_core.graph.operators import label
+from ptq_core.plugins import Registered, blame
+from ptq_core.types import Runner, RunnerEntry
+
+Key = tuple[ir.Node, tuple[tuple[str, Any, int], ...]]
+
+
+class FloatNodes:
+    """Computes nodes of one model; the runner of a node is kept for the next sample.
+
+    Args:
+        model: which the nodes are of.
+        runner: executes them.
+        options: its options.
+    """
+
+    def __init__(self, model: ir.Model, runner: Registered[RunnerEntry], options: Any) -> None:
+        self._opsets = [
+            onnx.helper.make_opsetid(domain, version)
+            for domain, version in model.graph.opset_imports.items()
+        ]
+        self._ir_version = model.ir_version
+        self._runner, self._options = runner, options
+        self._made: dict[Key, Runner] = {}
+
+    def __call__(
+        self,
+        node: ir.Node,
+        inputs: Sequence[NDArray[Any] | None],
+        around: Mapping[str, NDArray[Any]] | None = None,
+        constants: Mapping[str, NDArray[Any]] | None = None,
+    ) -> list[NDArray[Any]]:
+        """The outputs of a node; those that nobody named are left out.
+
+        Args:
+            node: what to compute.
+            inputs: in their order, None for one that is left out.
+            around: what its bodies read of the graph around them.
+            constants: which of all these never change, by name.
+        """
+        names = [value.name if value is not None else "" for value in node.inputs]
+        arrays = {
+            name: array
+            for name, array in zip(names, inputs, strict=True)
+            if name and array is not None
+        }
+        arrays |= {value.name or "": (around or {})[value.name or ""] for value in captured(node)}
+        fixed = {name: arrays.pop(name) for name in list(arrays) if name in (constants or {})}
+        outputs = [value.name for value in node.outputs if value.name]
+        key = (node, tuple((name, one.dtype, one.ndim) for name, one in arrays.items()))
+        with blame(self._runner.record, f"computing {label(node)} ({node.op_type})"):
+            if key not in self._made:
+                model = self._model(node, arrays, fixed, outputs)
+                factory = self._runner.entry.faithful or self._runner.entry.factory
+                self._made[key] = factory(model, self._options)
+            results = self._made[key].run(arrays)
+        return [np.asarray(results[name]) for name in outputs]
+
+    def _model(
+        self,
+        node: ir.Node,
+        arrays: Mapping[str, NDArray[Any]],
+        constants: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+    ) -> bytes:
+        helper = onnx.helper
+        inputs = [
+            helper.make_tensor_value_info(
+                name,
+                helper.np_dtype_to_tensor_dtype(array.dtype),
+                [f"d{index}_{axis}" for axis in range(array.ndim)],
+            )
+            for index, (name, array) in enumerate(arrays.items())
+        ]
+        graph = helper.make_graph(
+            [ir.to_proto(node)],
+            "node",
+            inputs,
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+        )
+        model = helper.make_model(
+            graph, opset_imports=self._opsets, ir_version=self._ir_version or onnx.IR_VERSION
+        )
+        return bytes(model.SerializeToString())
