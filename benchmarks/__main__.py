@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import archive, comparison, dynamic, forms, suite, weights
+from benchmarks import archive, comparison, devices, dynamic, forms, htp, suite, weights
 from benchmarks.cases import Case, example, listed, own
 from benchmarks.measure import Row, table
 from benchmarks.suite import Options
@@ -33,9 +33,13 @@ BENCHMARKS: Mapping[str, Callable[[Case, Options], list[Row]]] = {
     "weights": weights.weights,
     "archive": archive.archive,
     "dynamic": dynamic.dynamic,
+    "devices": devices.devices,
+    "htp": htp.htp,
     "peers": comparison.peers,
 }
-_ONLY_BY_NAME = {"stages", "weights", "archive", "dynamic", "peers"}  # they take long
+_ONLY_BY_NAME = {  # they take long
+    "stages", "weights", "archive", "dynamic", "devices", "htp", "peers",
+}  # fmt: skip
 _ROUNDS = {"peers": 3}
 _OTHER_ROUNDS = 5
 

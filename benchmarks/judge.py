@@ -83,7 +83,7 @@ def closeness(
     for sample in feeds(case.evaluation, sessions[FLOAT]):
         for name, session in sessions.items():
             found[name].append(session.run(outputs, sample))
-    labels = _labels(case)
+    labels = labels_of(case)
     figures = {}
     for index, output in enumerate(outputs):
         arrays = {name: [one[index] for one in each] for name, each in found.items()}
@@ -112,7 +112,7 @@ def figures_of(
     return figures
 
 
-def _labels(case: Case) -> np.ndarray | None:
+def labels_of(case: Case) -> np.ndarray | None:
     """The classes of the evaluation samples, where their folder has a ``labels.csv``."""
     path = next(iter(folders(case.evaluation).values())) / "labels.csv"
     if not case.classifier or not path.exists():

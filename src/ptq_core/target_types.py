@@ -117,14 +117,14 @@ class TargetSpec:
         runner: the runner that executes models as the device does, if there is one: what it runs in
             float although planned in integers is told.
         merge: operators that the device knows as one and exporters write as several, put together
-            before anything else: ``Gelu``, ``LayerNormalization``.
+            before anything else: ``Gelu``, ``LayerNormalization``, ``LpNormalization``.
         operators: the rule of each operator type; a type without one stays float.
         accepts: what it takes in files that others have made.
         checks: the rules of ``ptq check`` that hold for it, by their codes.
         packed_weights: what loads the model knows model-local functions and shifts of integers, or
             folds them first; otherwise weights take whole bytes.
         on_the_fly: how weights that stay integers in memory are dequantized: DequantizeLinear, or
-            Cast, Add and Mul where the compiler knows only those.
+            Cast, Add and Mul where the compiler knows only those; ``none``: they cannot be.
         on_the_fly_operators: whose weights can be; empty for all.
         dynamic_operators: operators that the device computes in integers with activations that are
             quantized while running (MatMul and Gemm as MatMulInteger, Conv as ConvInteger, LSTM as
@@ -140,12 +140,12 @@ class TargetSpec:
     static_shapes: bool = False
     integer_inputs_outputs: bool = False
     runner: str = ""
-    merge: tuple[Literal["Gelu", "LayerNormalization"], ...] = ()
+    merge: tuple[Literal["Gelu", "LayerNormalization", "LpNormalization"], ...] = ()
     operators: Mapping[str, OperatorRule]
     accepts: Accepts = field(default_factory=Accepts)
     checks: Mapping[str, CheckRule] = field(default_factory=dict)
     packed_weights: bool = True
-    on_the_fly: Literal["dequantize", "cast_add_mul"] = "dequantize"
+    on_the_fly: Literal["dequantize", "cast_add_mul", "none"] = "dequantize"
     on_the_fly_operators: tuple[str, ...] = ()
     dynamic_operators: tuple[str, ...] = ()
 
@@ -205,13 +205,16 @@ class Deployment:
         name: of the model's file without its suffix; extra files are called after it.
         shapes: of every input; -1 where it varies on the device, which ``profiles`` list.
         profiles: the sizes of the varying dimensions, in order, that the device is compiled for.
-        chip: which chip of its kind, None where nobody said.
+        rescaled: channels were equalized or smoothed, so that activations are not those of the
+            float model.
+        options: of the target, as :attr:`TargetEntry.options` makes them.
     """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     profiles: Sequence[tuple[int, ...]] = ()
-    chip: str | None = None
+    rescaled: bool = False
+    options: Any = field(default_factory=NoOptions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,7 +288,8 @@ class TargetEntry:
         keep_float: why a node stays float although its rule would quantize it, None where it does
             not.
         lower: extra files that the device's toolchain needs, made from the quantized model (its
-            bytes, or a file where it is too large for that).
+            bytes, or a file where it is too large for that); a ValueError says what the user
+            cannot have.
         check: findings that the rules of ``spec.checks`` do not cover.
         arithmetic: makes the device's arithmetic; kernels are imported only then.
     """

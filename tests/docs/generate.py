@@ -10,19 +10,24 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptq_core import api, errors, types
+from ptq_core import api, errors, target_types, types
+from ptq_core.checks import CODES
 from ptq_core.cli.app import root
 from ptq_core.cli.plugins import entry_options
 from ptq_core.config import sections
 from ptq_core.plugins import discover
+from ptq_core.target_types import TargetEntry
 from ptq_core.targets import target_from_toml
 from tests.docs.pages import DOCS, ROOT
 
 _BLOCK = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.S)
+CHECKS = DOCS / "reference" / "checks"
+_WIDTH = 140  # of lines of text
 _UNTITLED = "…"  # a cell that a person has to fill
 
 Row = Sequence[str]
@@ -38,7 +43,10 @@ class Table:
 
 
 def main() -> None:
-    """Rewrite the pages."""
+    """Rewrite the pages; those of new codes are made."""
+    for code in CODES:
+        page = CHECKS / f"{code}.md"
+        page.write_text(f"<!-- generated: check {code} -->\n<!-- end -->\n", encoding="utf-8")
     for page in generated_pages():
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -57,8 +65,11 @@ def render(text: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         kind, *arguments = match[1].split()
-        table = _TABLES[kind](*arguments)
-        return f"<!-- generated: {match[1]} -->\n{_markdown(table, match[2])}<!-- end -->"
+        if kind in _TEXTS:
+            text = _TEXTS[kind](*arguments)
+        else:
+            text = _markdown(_TABLES[kind](*arguments), match[2])
+        return f"<!-- generated: {match[1]} -->\n{text}<!-- end -->"
 
     return _BLOCK.sub(replace, text)
 
@@ -66,6 +77,8 @@ def render(text: str) -> str:
 def tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
     """The rows of each generated table in a page, without heading."""
     for match in _BLOCK.finditer(text):
+        if match[1].split()[0] in _TEXTS:
+            continue
         yield match[1], [_cells(line) for line in match[2].splitlines()[2:] if line]
 
 
@@ -152,7 +165,7 @@ def _options(kind: str, name: str) -> Table:
             f"`{one.name}`",
             one.type.replace(" | ", " or "),
             one.default if one.default in ("not set", "required") else f"`{one.default}`",
-            one.doc,
+            one.doc.replace("``", "`"),
         )
         for one in entry_options(entry)
     ]
@@ -237,7 +250,7 @@ def _methods(name: str) -> Table:
     """The methods of a protocol."""
     rows = [
         (f"`{key}{_signature(member)}`", inspect.cleandoc(member.__doc__ or "").partition("\n")[0])
-        for key, member in vars(getattr(types, name)).items()
+        for key, member in vars(getattr(types, name, None) or getattr(target_types, name)).items()
         if inspect.isfunction(member) and not key.startswith("_")
     ]
     return Table(("method", "what it does"), [(a, b.replace("``", "`")) for a, b in rows])
@@ -306,7 +319,79 @@ def _operators() -> Table:
     return Table((*headings, "onnxruntime runs it as"), rows, by_hand=True)
 
 
+def _rules(name: str) -> Table:
+    """The rules of a target's TOML file, operators that have the same one together."""
+    (spec,) = (one.spec for one in _targets() if one.name == name)
+    found: dict[str, list[str]] = {}
+    for op_type, rule in spec.operators.items():
+        found.setdefault(_rule(rule), []).append(f"`{op_type}`")
+    return Table(("operators", "rule"), [(", ".join(names), rule) for rule, names in found.items()])
+
+
+def _rule(rule: target_types.OperatorRule) -> str:
+    if rule.quantize == "never":
+        return f"float: {rule.reason}"
+    said = "integers" if rule.quantize == "always" else f"integers, {rule.quantize} integers"
+    if rule.per_channel:
+        said += ", weights with a scale per output channel"
+    if rule.two_activations:
+        said += ", two activations as well"
+    if rule.fuse:
+        said += f"; merges {' and '.join(rule.fuse)} behind it"
+    for key, values in rule.attributes.items():
+        said += f"; `{key}` = {' or '.join(map(str, values))}"
+    if rule.same_parameters:
+        said += "; scale and zero point of its input"
+    if rule.fixed_output:
+        fixed = rule.fixed_output
+        said += f"; scale 1/{1 / fixed.scale:g}, zero point {fixed.zero_point}"
+    return said
+
+
+# ------------------------------------------------------------------------- rules of `ptq check`
+
+
+def _targets() -> list[TargetEntry]:
+    """Our targets; their rules of `ptq check` are in their TOML files."""
+    names = ("cpu", "nvgpu", "dsp", "ascend")
+    folders = [(ROOT / "plugins" / f"ptq-target-{name}" / "src", name) for name in names]
+    return [target_from_toml(src / f"ptq_target_{name}" / f"{name}.toml") for src, name in folders]
+
+
+def _checks() -> Table:
+    """Every code, and how severe it is on which target."""
+    targets = _targets()
+    rows = []
+    for code, found in CODES.items():
+        rules = [one.spec.checks.get(code) for one in targets]
+        severities = ["" if rule is None else rule.severity for rule in rules]
+        rows.append((f"[`{code}`]({code}.md)", *severities, found.title))
+    return Table(("code", *(one.name for one in targets), "what it is"), rows)
+
+
+def _check(code: str) -> str:
+    """What there is to say of one code: a whole page."""
+    found = CODES[code]
+    rows = [
+        (f"`{one.name}`", rule.severity, rule.because)
+        for one in _targets()
+        if (rule := one.spec.checks.get(code)) is not None
+    ]
+    table = "None of our targets has this rule; a target written in TOML can.\n"
+    if rows:
+        table = _markdown(Table(("target", "severity", "what happens there"), rows), "")
+    heading = f"# {code}: {found.title}"
+    explanation, fix = (
+        textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        for text in (found.explanation, f"To mend it: {found.fix}")
+    )
+    return f"{heading}\n\n{explanation}\n\n{table}\n{fix}\n"
+
+
+_TEXTS: dict[str, Callable[..., str]] = {"check": _check}
+
 _TABLES: dict[str, Callable[..., Table]] = {
+    "checks": _checks,
     "config": _config,
     "no-effect": _no_effect,
     "options": _options,
@@ -316,6 +401,7 @@ _TABLES: dict[str, Callable[..., Table]] = {
     "errors": _errors,
     "exit-codes": _exit_codes,
     "operators": _operators,
+    "rules": _rules,
 }
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from ptq_core import api, errors, hookspecs
+from ptq_core.checks import CODES
 from ptq_core.config import sections
 from ptq_core.plugins import State, discover, make_host
 from ptq_core.python import quantize
@@ -110,6 +111,15 @@ def test_every_error_code_and_exit_code_is_explained() -> None:
     headings = set(re.findall(r"^## (PTQ\d+)", prose(page), re.M))
     assert headings == codes
     assert "<!-- generated: exit-codes -->" in _read(page.name)
+
+
+def test_every_code_of_check_has_its_page() -> None:
+    folder = REFERENCE / "checks"
+    pages = {page.stem for page in folder.glob("*.md")} - {"README"}
+    assert pages == set(CODES)
+    for code in CODES:
+        text = (folder / f"{code}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"<!-- generated: check {code} -->\n# {code}: ")
 
 
 def test_metadata_is_what_is_written(tmp_path: Path) -> None:

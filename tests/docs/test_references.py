@@ -17,7 +17,16 @@ PAGES = pages()
 _FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 _CALL = re.compile(r"(?:^|[\s(`$/])ptq((?: [a-z_]+\b(?![=./:]))*)")
 # Words that begin the command lines of other tools, whose flags are their own.
-_OTHERS = ("pip", "python -m pip", "python -m venv", "git", "make", "pytest", "python -m pytest")
+_OTHERS = (
+    "pip",
+    "python -m pip",
+    "python -m venv",
+    "git",
+    "make",
+    "pytest",
+    "python -m pytest",
+    "trtexec",
+)
 _ALSO = {"--help", "--without-pip"}  # of every command; of `python -m venv`
 
 
@@ -55,7 +64,10 @@ def test_links_resolve(page: Path) -> None:
 def test_index_leads_everywhere() -> None:
     index = DOCS / "README.md"
     linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    codes = DOCS / "reference" / "checks" / "README.md"  # an index of its own
+    linked |= {(codes.parent / link.partition("#")[0]).resolve() for link in links(codes)}
     missing = [_id(page) for page in DOCS.rglob("*.md") if page not in {index, *linked}]
+    assert codes.resolve() in linked
     assert not [page for page in missing if "decisions" not in page]
     assert DOCS / "decisions" in linked
 

@@ -715,6 +715,36 @@ def test_all_are_undone_where_the_outputs_are_further_off(
     assert set(correct(plain, runner, [measured], [apart]).layers) == {"a", "k"}
 
 
+def test_one_output_is_not_given_up_for_another(
+    cpu: TargetSpec, runner: Registered[RunnerEntry]
+) -> None:
+    """The worst output gains, the other one loses what its parts' errors had cancelled."""
+    made = tiny.model(
+        [
+            node("Gemm", "one w", "a", "first"),
+            node("Gemm", "two v", "k", "second"),
+            node("Sum", "a k shift", "y", "sum"),
+        ],
+        {"one": ["N", 6], "two": ["N", 6]},
+        {"y": ["N", 6], "a": ["N", 6]},
+        {
+            "w": np.eye(6, dtype=np.float32),
+            "v": -np.eye(6, dtype=np.float32),
+            "shift": np.ones(6, np.float32),
+        },
+    )
+    ranges = [{"one": each["one"], "two": each["one"]} for each in signed(6, 0, one=1, two=1)]
+    plain = quantized(made, float_results(cpu), samples=ranges, stretch=CUT)
+    measured = [
+        {"one": each["one"], "two": 0.8 * each["two"]} for each in signed(12, 1, one=1, two=1)
+    ]
+    alike = [{"one": each["one"], "two": each["one"]} for each in signed(6, 2, one=1, two=1)]
+    found = correct(plain, runner, [measured], [alike])
+    assert found.before is not None
+    assert found.after is not None
+    assert found.layers == {}
+
+
 def test_exact_outputs_are_left_alone(cpu: TargetSpec, runner: Registered[RunnerEntry]) -> None:
     made = tiny.model(
         [node("Gemm", "x w", "y", "layer")],

@@ -397,6 +397,48 @@ def test_a_skipped_layer_stays_float_exact(op_type: str, cpu: TargetSpec) -> Non
     assert unguarded > 5, "without the guard the runtime quantizes the layer"
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_skipped_layer_with_one_input_channel_stays_float(
+    op_type: str, bias: bool, cpu: TargetSpec
+) -> None:
+    """A vector of one scale is one scale to the runtime; an int32 bias keeps the layer."""
+    spread_out = np.array([1, 1, 1, 1, 1, 100], np.float32)  # one scale is too coarse for five
+    dense = op_type == "Gemm"
+    tail = () if dense else (1, 1)
+    weights = {
+        "w1": normal(*((3, 1) if dense else (1, 3, 1, 1))),
+        "w2": (normal(1, 6, seed=1) * spread_out).reshape(
+            (6, 1, 1, 1) if op_type == "Conv" else (1, 6, *tail)
+        ),
+        "w3": (normal(6, 2, seed=2) / spread_out[:, None]).reshape((6, 2))
+        if dense
+        else (normal(2, 6, 1, 1, seed=2) / spread_out[:, None, None]),
+        "b2": normal(6, seed=3) * spread_out,
+    }
+    middle = "r1 w2 b2" if bias else "r1 w2"
+    outer = "Gemm" if dense else "Conv"
+    made = tiny.model(
+        [
+            node(outer, "x w1", "c1", "first"),
+            node("Relu", "c1", "r1", "relu1"),
+            node(op_type, middle, "c2", "middle"),
+            node("Relu", "c2", "r2", "relu2"),
+            node(outer, "r2 w3", "y", "last"),
+        ],
+        {"x": ["N", 3] if dense else ["N", 3, 4, 4]},
+        {"y": ["N", 2] if dense else ["N", 2, 4, 4]},
+        weights,
+    )
+    result = quantized(made, cpu, skip=("middle",))
+    assert result.decision("middle") == "guarded"
+    step = spread(result)["y"]
+    for given in result.given:
+        plain = tiny.run(result.content, given)["y"]
+        kept = tiny.run(result.content, given, optimized=True)["y"]
+        assert float(np.abs(kept - plain).max()) / step <= 1.001
+
+
 @pytest.mark.parametrize("mover", ["MaxPool", "Reshape", "Transpose"])
 def test_a_skipped_layer_behind_movers_stays_float(
     mover: str, cpu: TargetSpec, tmp_path: Any

@@ -10,7 +10,18 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ptq_core import __version__
-from ptq_core.cli import calibrate, config, converter_lite, pack, plan, plugins, quantize
+from ptq_core.cli import (
+    calibrate,
+    check,
+    compare,
+    config,
+    converter_lite,
+    pack,
+    plan,
+    plugins,
+    quantize,
+    targets,
+)
 from ptq_core.cli.state import NoPlugin, NoPlugins, State, Verbose
 from ptq_core.errors import InputError, PluginError, Problem, did_you_mean
 
@@ -28,12 +39,16 @@ def root() -> Any:
         calibrate.calibrate
     )
     app.command("plan", short_help="Show what would become of every node.")(plan.plan)
+    app.command("check", short_help="Check a quantized model by a device's rules.")(check.check)
+    app.command("compare", short_help="Two models side by side; what a device will compute.")(
+        compare.compare
+    )
     app.command("pack", short_help="Put a model into an archive.")(pack.pack)
     app.command("unpack", short_help="Give back the model in an archive.")(pack.unpack)
     app.command("converter_lite", short_help="The same, told as converter_lite is told.")(
         converter_lite.converter_lite
     )
-    for group in (config.commands, plugins.commands):
+    for group in (config.commands, plugins.commands, targets.commands):
         app.add_typer(group)
     return typer.main.get_command(app)
 

@@ -102,6 +102,7 @@ def read_options(
                 "--bits 8 makes only the weights smaller, --dynamic ALWC quantizes activations "
                 "while the model runs, both without data",
             )
+    job = with_target_options(job, params.get("target_option") or ())
     job = _with_runner(job, state.host, params["runner"], params["threads"])
     if flags.data:
         shown = rendered(job)
@@ -157,6 +158,32 @@ def with_skip(config: Config, skip: Sequence[str]) -> Config:
     names = (*config.common.skip_quant_node, *skip)
     common = config.common.model_copy(update={"skip_quant_node": tuple(dict.fromkeys(names))})
     return dataclasses.replace(config, common=common)
+
+
+def with_target_options(config: Config, given: Sequence[str]) -> Config:
+    """The config with options of its device, each ``KEY=VALUE``.
+
+    Raises:
+        InputError: one has another form, or the config gives it, too.
+    """
+    if not given:
+        return config
+    key = ("target", config.target.rpartition(":")[2].casefold())
+    options = dict(config.plugin_options.get(key, {}))
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InputError(
+                f"--target-option {text}: expected KEY=VALUE", hint="such as activation_bits=16"
+            )
+        if name.strip() in options:
+            raise InputError(
+                f"--target-option {text}: the option is given twice",
+                location=config.locate(f"target.{key[1]}", name.strip()),
+                hint="give it once",
+            )
+        options[name.strip()] = value.strip()
+    return dataclasses.replace(config, plugin_options={**config.plugin_options, key: options})
 
 
 def _with_method(config: Config, method: str | None) -> Config:

@@ -57,6 +57,7 @@ def calibrate(
     resize_method: options.ResizeMethod = None,
     center_crop: options.CenterCrop = None,
     target: options.Target = None,
+    target_option: options.TargetOption = None,
     method: Methods = None,
     per_layer: options.PerLayer = False,
     skip: options.Skip = None,

@@ -135,7 +135,10 @@ def _with_plugins(config: Config, host: PluginHost) -> tuple[list[Problem], list
             problems.extend(_located(error, where))
             return None
 
-    attempt(lambda: find_target(config, host), config.locate("full_quant_param", "target_device"))
+    where = config.locate("full_quant_param", "target_device")
+    device = attempt(lambda: find_target(config, host), where)
+    if device is not None:
+        used += [("target", name) for name in (device.entry.name, *device.entry.aliases)]
     for kind, name, where in _named(config):
         used.append((kind, name))  # its options have an effect, installed or not
         found = attempt(lambda kind=kind, name=name: host.find(kind, name), where)  # type: ignore[misc]

@@ -36,6 +36,7 @@ class Asked:
         output: likewise.
         config: likewise.
         target: the device that ``--optimize`` means.
+        chip: the one that it names behind the device.
         input_shapes: of ``--inputShape``.
         data_layout: of ``--inputDataFormat``.
         fp16: whether ``--fp16=on``.
@@ -48,6 +49,7 @@ class Asked:
     output: Path | None = None
     config: Path | None = None
     target: str | None = None
+    chip: str | None = None
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     data_layout: Layout | None = None
     fp16: bool = False
@@ -139,8 +141,7 @@ def _optimize(text: str, asked: Asked) -> None:
     match kind.casefold():
         case "ascend_oriented":
             asked.target = "ASCEND"
-            if chip:
-                asked.notes.append(f"--optimize={text}: the chip makes no difference to ptq")
+            asked.chip = chip or None
         case "none":
             asked.warnings.append(
                 "--optimize=none has no effect: BatchNormalization is folded and operators are "

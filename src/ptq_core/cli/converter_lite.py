@@ -63,6 +63,7 @@ def converter_lite(
 
     ptq converter_lite --fmk=ONNX --modelFile=net.onnx --outputFile=net_int8 --configFile=quant.cfg
     """
+    from ptq_core.cli.asked import with_target_options
     from ptq_core.cli.converter_flags import interpret
     from ptq_core.cli.running import run_job
     from ptq_core.config import load_config
@@ -80,6 +81,8 @@ def converter_lite(
             config = load_config(asked.config, target=asked.target)
         except ConfigError as error:
             problems += error.problems
+    if config is not None and asked.chip is not None:
+        config = with_target_options(config, [f"chip={asked.chip}"])
     if config is not None:
         problems += asked.contradictions(config)
     if problems or config is None or asked.model is None or asked.output is None:

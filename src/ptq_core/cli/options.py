@@ -148,6 +148,15 @@ Dynamic = Annotated[
         "is the fastest, ACWC (a scale for each token) the closest.",
     ),
 ]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        rich_help_panel=_QUANTIZATION,
+        help="An option of the device, as in [target.NAME] of a config; `ptq targets show NAME` "
+        "lists them. Repeatable.",
+    ),
+]
 Fp16 = Annotated[
     bool,
     typer.Option(

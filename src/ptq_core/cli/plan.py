@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptq_core.cli.asked import refuse_beside_config, values_of_job, with_skip
+from ptq_core.cli.asked import (
+    refuse_beside_config,
+    values_of_job,
+    with_skip,
+    with_target_options,
+)
 from ptq_core.cli.options import (
     Bits,
     Dynamic,
+    InputShape,
     Method,
     PerLayer,
     Skip,
     Target,
+    TargetOption,
 )
 from ptq_core.cli.state import Json, NoPlugin, NoPlugins, State, Verbose
 
@@ -41,16 +48,18 @@ def plan(
     bits: Bits = None,
     dynamic: Dynamic = None,
     target: Target = None,
+    target_option: TargetOption = None,
     method: Method = None,
     per_layer: PerLayer = False,
     skip: Skip = None,
+    input_shape: InputShape = None,
     verbose: Verbose = 0,
     no_plugin: NoPlugin = None,
     no_plugins: NoPlugins = False,
 ) -> int:
     """Show what quantization would do with every node of MODEL, and why. Needs no data."""
-    from ptq_core.config import config_from_values, load_config
-    from ptq_core.jobs import plan_job
+    from ptq_core.config import config_from_values, load_config, parse_input_shape
+    from ptq_core.jobs import Settings, plan_job
 
     state: State = context.obj
     state.start_logging()
@@ -68,7 +77,9 @@ def plan(
     else:
         values = values_of_job(bits, dynamic, method, per_layer=per_layer, skip=skip or ())
         job = config_from_values(values, has_data=True, target=target)
-    report = plan_job(model, job, state.host)
+    job = with_target_options(job, target_option or ())
+    shapes = {} if input_shape is None else parse_input_shape(input_shape, option="--input-shape")
+    report = plan_job(model, job, state.host, Settings(input_shapes=shapes))
     report.warnings += state.host.warnings
     if json:
         state.print_json(_as_json(report))

@@ -48,6 +48,7 @@ def quantize(
     fp16: options.Fp16 = False,
     save_scales: options.SaveScales = None,
     target: options.Target = None,
+    target_option: options.TargetOption = None,
     method: options.Method = None,
     per_layer: options.PerLayer = False,
     skip: options.Skip = None,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ptq_core.cli.check import counted, print_findings
 from ptq_core.cli.weights import print_weights, weights_json
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def report_json(report: Report) -> dict[str, Any]:
         "verification": None
         if report.verification is None
         else verification_json(report.verification),
+        "rules": report.rules,
+        "findings": [asdict(one) for one in report.findings],
         "gate": report.gate,
         "passed": report.passed,
         "suspects": [
@@ -141,8 +145,18 @@ def print_report(console: Console, report: Report, *, every: bool = False) -> No
     console.print(f"operators for {report.target}: {described_counts(report.plan)}")
     for line in _float_lines(report):
         console.print(f"  {line}")
+    if report.rules:
+        print_findings(console, report.findings, every=every)
+        console.print(_verdict(report))
     console.print(seconds_line(report.seconds))
     print_remarks(console, report)
+
+
+def _verdict(report: Report) -> str:
+    """What the device's rules say."""
+    if not report.findings:
+        return f"rules of {report.target}: none of {report.rules} is broken"
+    return f"rules of {report.target}: {counted(report.findings)}; the file was kept"
 
 
 def seconds_line(seconds: Mapping[str, float]) -> str:

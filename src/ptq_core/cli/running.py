@@ -54,7 +54,7 @@ def run_job(
     report.notes[:0] = notes
     report.warnings[:0] = [*warnings, *host.warnings]
     log_ranges(report)
-    code = ExitCode.DONE if report.passed else ExitCode.GATE_MISSED
+    code = ExitCode.DONE if report.passed and report.accepted else ExitCode.GATE_MISSED
     if state.json:
         given = {} if shown_config is None else {"config": shown_config}
         state.print_json({**report_json(report), **given, "exit_code": int(code)})

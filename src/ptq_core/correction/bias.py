@@ -39,6 +39,10 @@ from ptq_core.types import RunnerEntry
 
 State = dict[str, NDArray[np.float32]]
 
+# What one output may lose where the worst of all gains, dB: the mean over an encoder's tokens can
+# lose ten where the tokens gain seven, and be what the network is used for.
+_SPARED = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BiasCorrection:
@@ -77,7 +81,7 @@ def correct_bias(
         batches: samples to measure with.
         held_back: others, to judge with: a layer's correction that does not bring its channel
             means closer to the float ones there is undone, and all of them are if the outputs are
-            further off.
+            further off, or one of them is by far.
         runner: executes both.
         options: its options.
         progress: called with the number of samples that are done.
@@ -102,13 +106,15 @@ def correct_bias(
     }
     if not held_back:
         return BiasCorrection(layers=found)
-    _, before = run.judge(held_back, zero)
-    moments, after = run.judge(held_back, state)
+    _, old = run.judge(held_back, zero)
+    moments, new = run.judge(held_back, state)
     helps = {layer for layer, correction in found.items() if _improves(correction, moments[layer])}
     if len(helps) < len(found):
         kept = {layer: state[layer] if layer in helps else zero[layer] for layer in state}
-        _, after = run.judge(held_back, kept)
-    if before is not None and after is not None and after < before + margin:
+        _, new = run.judge(held_back, kept)
+    before, after = (min(ratios.values(), default=None) for ratios in (old, new))
+    worse = any(new[name] < old[name] - _SPARED for name in old)
+    if before is not None and after is not None and (worse or after < before + margin):
         return BiasCorrection(undone=tuple(found), before=before, after=after)
     return BiasCorrection(
         layers={layer: found[layer] for layer in found if layer in helps},
@@ -166,10 +172,10 @@ class _Run:
 
     def judge(
         self, batches: Sequence[Batch], state: State
-    ) -> tuple[dict[str, NDArray[np.float64]], float | None]:
-        """The layers' moments without corrections, and the SQNR of the worst output with them.
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+        """The layers' moments without corrections, and the SQNR of every output with them.
 
-        In dB, infinite where all are equal; None where there is none that is float and not zero.
+        In dB, infinite where all are equal; an output that is always zero has none.
         """
         rows = sum(batch.rows for batch in batches)
         moments = {layer: np.zeros(one.shape, np.float64) for layer, one in state.items()}
@@ -183,9 +189,9 @@ class _Run:
                 wanted, given = (results[one].astype(np.float64) for one in (name, other))
                 signal[name] += float((wanted**2).sum())
                 noise[name] += float(((wanted - given) ** 2).sum())
-        ratios = [
-            10.0 * float(np.log10(signal[name] / noise[name])) if noise[name] else float("inf")
+        ratios = {
+            name: 10.0 * float(np.log10(signal[name] / noise[name])) if noise[name] else np.inf
             for name in signal
             if signal[name] > 0.0
-        ]
-        return moments, min(ratios, default=None)
+        }
+        return moments, ratios

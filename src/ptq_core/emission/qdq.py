@@ -30,6 +30,7 @@ from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import Plan, TensorPlan, WeightPlan, guard_channels
 from ptq_core.target_types import TargetSpec
 
+_GUARD_STEPS = 2**30  # of a bias that guards, from 0 to its largest entry
 _MINIMUM_IR_VERSION = 7  # the one of opset 13
 
 
@@ -182,6 +183,8 @@ def _emit_weight(
     array = ops.constant(node.inputs[weight.position])
     if array is None:
         raise AssertionError(f"the weights of {weight.node} are no constant")
+    if node.op_type == "Where" and weight.node in plan.tensors:
+        array = _saturated(array, emitter.parameters[plan.tensors[weight.node].source])
     params = weight_parameters(array, weight.scheme, weight.axis)
     bias, holder, position = _bias_of(nodes, weight, correction)
     name = weight.bias or f"{ops.label(node)}_bias"
@@ -213,6 +216,14 @@ def _emit_weight(
         holder.resize_inputs(position + 1)
     holder.replace_input_with(position, value)
     return None
+
+
+def _saturated(array: NDArray[Any], result: QParams) -> NDArray[Any]:
+    """A constant that is passed on, as it comes out: minus infinity in a mask, say."""
+    scheme, zero_point = result.scheme, int(result.zero_point)
+    low, high = (float(result.scale) * (code - zero_point) for code in (scheme.qmin, scheme.qmax))
+    clipped: NDArray[Any] = np.clip(array, np.float32(low), np.float32(high))
+    return clipped
 
 
 def _bias_of(
@@ -299,6 +310,9 @@ def _emit_tensor(
         if use.node.op_type in ops.SHAPE_READERS:
             if tensor.produced:
                 use.node.replace_input_with(use.idx, codes)
+        elif key in guarded and tensor.produced and guard_channels(use.node)[0] == 1:
+            _guard_by_bias(emitter, use.node)
+            use.node.replace_input_with(use.idx, decode.outputs[0])
         elif key in guarded and tensor.produced:
             guard = _guard(emitter, use.node, codes, params, name)
             graph.insert_before(use.node, guard)
@@ -336,3 +350,33 @@ def _guard(
     own = f"{name}_for_{ops.label(node)}"
     scale, zero_point = emitter.scale_and_zero_point(own, per_channel)
     return emitter.dequantize(own, codes, scale, zero_point, axis)
+
+
+def _guard_by_bias(emitter: _Emitter, node: ir.Node) -> None:
+    """An int32 bias instead, with steps of less than float32's own: layers that have one are kept.
+
+    For a layer with one input channel, whose scales are a vector of one entry: to runtimes that is
+    one scale. It costs the layer its fastest float kernel.
+    """
+    position = ops.LINEAR[node.op_type].bias
+    if position is None:
+        return
+    given = node.inputs[position] if len(node.inputs) > position else None
+    bias = np.zeros(_outputs(node), np.float32) if given is None else ops.constant(given)
+    if bias is None:  # computed while running: runtimes leave such a layer alone
+        return
+    scale = float(np.abs(bias).max(initial=0.0)) / _GUARD_STEPS or 1.0
+    codes = np.rint(np.asarray(bias, np.float64) / scale).astype(np.int32)
+    name = f"{ops.label(node)}_bias" if given is None else given.name or ""
+    value = emitter.bias(f"{name}_guard", codes, np.asarray(scale, np.float32))
+    node.resize_inputs(max(position + 1, len(node.inputs)))
+    node.replace_input_with(position, value)
+
+
+def _outputs(node: ir.Node) -> int:
+    """How many output channels a layer has."""
+    weight = ops.constant(node.inputs[ops.LINEAR[node.op_type].weight])
+    if weight is None:
+        raise AssertionError(f"the weights of '{ops.label(node)}' are no constant")
+    groups = int(ops.attribute(node, "group", 1)) if ops.shares_channels(node) else 1
+    return int(weight.shape[ops.channel_axis(node, weight.ndim)]) * groups

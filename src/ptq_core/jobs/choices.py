@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptq_core.calibration import Method
@@ -19,7 +19,14 @@ from ptq_core.samples import (
 )
 from ptq_core.target_types import TargetEntry
 from ptq_core.targets import is_target_file, target_from_toml
-from ptq_core.types import CalibratorEntry, Encoding, EncodingEntry, PreprocessorEntry, RunnerEntry
+from ptq_core.types import (
+    CalibratorEntry,
+    Encoding,
+    EncodingEntry,
+    NoOptions,
+    PreprocessorEntry,
+    RunnerEntry,
+)
 
 PLAIN = "PLAIN"  # the encoding that is always there
 _WHOLE_BYTES = (8, 16)  # widths that need no packing
@@ -33,11 +40,13 @@ class Device:
     Attributes:
         entry: with the spec that the options ask for.
         record: its plugin, None where it is a TOML file.
+        options: those, as the entry's options class makes them.
         warnings: about the options.
     """
 
     entry: TargetEntry
     record: PluginRecord | None
+    options: Any = field(default_factory=NoOptions)
     warnings: tuple[str, ...] = ()
 
 
@@ -60,7 +69,9 @@ def find_target(config: Config, host: PluginHost) -> Device:
     if entry.configure is not None:
         with blame(found.record, f"configuring {entry.name}"):
             entry = replace(entry, spec=entry.configure(entry.spec, options))
-    return Device(entry=entry, record=found.record, warnings=tuple(map(str, warnings)))
+    return Device(
+        entry=entry, record=found.record, options=options, warnings=tuple(map(str, warnings))
+    )
 
 
 @contextmanager

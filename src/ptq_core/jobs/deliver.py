@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx_ir as ir
 
+from ptq_core.checks import check_model
 from ptq_core.config import expand
 from ptq_core.emission import integer_ends
 from ptq_core.errors import InputError, Location, PluginError
@@ -29,6 +31,9 @@ def deliver(job: Job, model: ir.Model, output: Path) -> None:
         if entry.spec.integer_inputs_outputs and job.config.common.quant_type == "FULL_QUANT":
             report.notes += integer_ends(model)
         extras = _extras(job, model, output)
+        with nullcontext() if job.target_record is None else blame(job.target_record, "checking"):
+            report.findings = check_model(model, entry)
+        report.rules = len(entry.spec.checks)
     with job.stage("save"):
         beside = {extra.name: extra.content for extra in extras}
         report.files = save_model(model, output, beside)
@@ -42,7 +47,10 @@ def _extras(job: Job, model: ir.Model, output: Path) -> tuple[ExtraFile, ...]:
     if entry.lower is None or record is None:
         return ()
     with runnable(model) as form, blame(record, f"making the files for {entry.name}"):
-        extras = tuple(entry.lower(form, _deployment(job, output)))
+        try:
+            extras = tuple(entry.lower(form, _deployment(job, output)))
+        except ValueError as error:
+            raise InputError(f"no files for {entry.name}: {error}") from error
     for extra in extras:
         path = output.parent / extra.name
         if Path(extra.name).name != extra.name or extra.name == output.name:
@@ -69,5 +77,6 @@ def _deployment(job: Job, output: Path) -> Deployment:
         name=output.stem,
         shapes=shapes,
         profiles=expand(dims[0]) if dims else (),
-        chip=job.settings.chip,
+        rescaled=bool(job.divisors or job.smoothing),
+        options=job.target_options,
     )

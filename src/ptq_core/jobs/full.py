@@ -28,7 +28,7 @@ from ptq_core.jobs.measured import Measured, measure, recall, stored_name
 from ptq_core.jobs.report import Report, Settings
 from ptq_core.jobs.stamp import stamp, versions
 from ptq_core.jobs.start import check_output, prepare_job
-from ptq_core.planning import Plan
+from ptq_core.planning import Plan, narrowed
 from ptq_core.plugins import PluginHost, Registered
 from ptq_core.types import Range, RunnerEntry
 from ptq_core.verification import Verification, check_model, verify
@@ -91,7 +91,7 @@ def _finish(
     report, settings = job.report, job.settings
     ((method, plan),) = job.plans.items()
     report.samples = measured.calibration.samples
-    report.ranges = measured.calibration.ranges[method]
+    report.ranges = narrowed(plan, measured.calibration.ranges[method])
     built = build(job, method, measured, runner, runner_options)
     report.estimates, report.verification = built.estimates, built.verification
     report.gate = settings.min_cosine
@@ -127,7 +127,8 @@ def build(
     estimates = {
         name: one
         for name, values in found.values.items()
-        if (one := estimate(values, parameters[name], plan.tensors[name].bounds)) is not None
+        if not plan.tensors[name].masks  # cut off on purpose
+        and (one := estimate(values, parameters[name], plan.tensors[name].bounds)) is not None
     }
     _warn(job, method, ranges, estimates)
 
@@ -185,6 +186,7 @@ def _warn(
 def tensor_parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, QParams]:
     """Scale and zero point of every tensor in the plan that is its own source."""
     parameters: dict[str, QParams] = {}
+    ranges = narrowed(plan, ranges)
     for name, tensor in plan.tensors.items():
         if tensor.source != name:
             continue

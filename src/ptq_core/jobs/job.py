@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ class Job:
 
     Attributes:
         model_files: the float model's file and those with its external data.
+        target: with the spec that its options ask for.
+        target_record: its plugin, None where it is a TOML file.
+        target_options: as the target's class of options makes them.
         plans: for each method that was asked for; they differ only in who calibrates a tensor.
         reader: of the config's samples, None where they come from elsewhere.
         used: kind and name of the entries whose options had an effect.
@@ -41,6 +45,7 @@ class Job:
     settings: Settings
     target: TargetEntry
     target_record: PluginRecord | None
+    target_options: Any
     model_files: tuple[Path, ...]
     plans: dict[str, Plan]
     prepared: Prepared

@@ -32,7 +32,6 @@ class Settings:
         input_shapes: shapes for inputs that the model leaves open.
         data_layout: layout of 4-D BIN data; None: the config's, else the model's own.
         fp16: what stays float is stored as float16 (weight quantization).
-        chip: which chip of the device's kind the model is for, where its toolchain asks.
         save_scales: where the scales that mixed bits have found are written, to be used again.
     """
 
@@ -42,7 +41,6 @@ class Settings:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     data_layout: Layout | None = None
     fp16: bool = False
-    chip: str | None = None
     save_scales: Path | None = None
 
 
@@ -117,7 +115,8 @@ class Report:
         generated: the comparison is on generated input, for there was no data.
         verification: how close the result is, None for a plan.
         suspects: where a quality gate was missed, the nodes that lose most.
-        findings: what the device's own rules say against the result, as `ptq check` does.
+        rules: how many rules the device has for `ptq check`.
+        findings: what those say against the result.
         gate: the gate's cosine, None where there was none.
         seconds: wall time of every stage.
         notes: what the user should know.
@@ -138,6 +137,7 @@ class Report:
     generated: bool = False
     verification: Verification | None = None
     suspects: tuple[NodeError, ...] = ()
+    rules: int = 0
     findings: tuple[Finding, ...] = ()
     gate: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)

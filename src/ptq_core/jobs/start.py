@@ -71,6 +71,15 @@ def prepare_weight_job(
     """The same for weight quantization, whose one plan has no method."""
     weight, bits = config.weight, config.common.bit_num
     on_the_fly = weight.dequant_strategy is not None
+    if on_the_fly:
+        target = find_target(config, host).entry
+        if target.spec.on_the_fly == "none":
+            raise ConfigError(
+                f"dequant_strategy = ON_THE_FLY: {target.name} computes nothing on weights while a "
+                "model runs",
+                location=config.locate("weight_quant_param", "dequant_strategy"),
+                hint="leave it out: weights are decoded when the model is loaded",
+            )
     opset = _FOLDED_OPSET
     if on_the_fly and (bits > _BYTE or weight.group_size):
         opset = _DEQUANTIZE_OPSET
@@ -205,6 +214,7 @@ def _job(
         settings=settings,
         target=target,
         target_record=device.record,
+        target_options=device.options,
         used=[("target", name) for name in (target.name, *target.aliases)],
         model_files=files,
         plans=made,

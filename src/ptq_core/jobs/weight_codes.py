@@ -66,8 +66,10 @@ def quantizer(
 
 def weight_form(job: Job) -> Form:
     """How the weights become float again."""
-    on_the_fly = job.config.weight.dequant_strategy is not None
-    return job.target.spec.on_the_fly if on_the_fly else "folded"
+    on_the_fly = job.target.spec.on_the_fly
+    if job.config.weight.dequant_strategy is None or on_the_fly == "none":
+        return "folded"
+    return on_the_fly
 
 
 def _has_zero_point(job: Job, plan: ConstantPlan) -> bool:

@@ -43,15 +43,9 @@ _KNOWN: Mapping[tuple[Kind, str], str] = {
     ("target", "ascend"): "ptq-target-ascend",
     ("target", "cpu"): "ptq-target-cpu",
     ("target", "dsp"): "ptq-target-dsp",
+    ("target", "htp"): "ptq-target-dsp",
     ("target", "nvgpu"): "ptq-target-nvgpu",
 }
-
-# Those that the guide names and this version does not have yet.
-_LATER = frozenset(
-    {
-        "ptq-target-dsp",
-    }
-)
 
 
 class PluginHost:
@@ -201,9 +195,7 @@ def _not_found(
     distribution = _KNOWN.get((kind, name.rpartition(":")[2].casefold()), "")
     absent = [record for record in records if record.state is not State.ACTIVE]
     likely = [record for record in absent if folded(record.name) == distribution]
-    if distribution in _LATER and not likely:
-        hints.append(f"{name.rpartition(':')[2]} is not available in this version")
-    elif distribution and not likely:
+    if distribution and not likely:
         hints.append(f"pip install {distribution} (or ptq-core[all])")
     message = "; ".join([f"no {kind} named '{name}'", *_suspects(likely or absent)])
     return InputError(message, hint="; ".join(hints))

@@ -146,7 +146,6 @@ def test_wrong_values_are_problems(flag, value):
         ("decryptMode", "AES-GCM"),
         ("device", "Ascend"),
         ("optimizeTransformer", "true"),
-        ("optimize", "ascend_oriented:910b"),
         ("optimize", "gpu_oriented"),
     ],
 )

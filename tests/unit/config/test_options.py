@@ -30,6 +30,7 @@ class KL:
     tail: Annotated[float, Field(gt=0, lt=0.5)] = 1e-4
     exact: bool = False
     side: Literal["Both", "One"] = "Both"
+    width: Literal[8, 16] = 8
     levels: tuple[int, ...] = ()
     names: tuple[str, ...] | None = None
     path: Path | None = None
@@ -74,12 +75,12 @@ def test_defaults():
     [
         (
             "ini",
-            "[calibrator.kl]\nbins=64\ntail=0.25\nexact=True\nside=one\nlevels=[1, 2]\nnames=a, b\n"
-            "path=/d",
+            "[calibrator.kl]\nbins=64\ntail=0.25\nexact=True\nside=one\nwidth= 16\nlevels=[1, 2]\n"
+            "names=a, b\npath=/d",
         ),
         (
             "toml",
-            '[calibrator.Kl]\nbins=64\ntail=0.25\nexact=true\nside="One"\nlevels=[1, 2]\n'
+            '[calibrator.Kl]\nbins=64\ntail=0.25\nexact=true\nside="One"\nwidth=16\nlevels=[1, 2]\n'
             'names=["a", "b"]\npath="/d"',
         ),
     ],
@@ -91,6 +92,7 @@ def test_both_syntaxes_give_the_same(syntax, section):
         tail=0.25,
         exact=True,
         side="One",
+        width=16,
         levels=(1, 2),
         names=("a", "b"),
         path=Path("/d"),
