@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from benchmarks.cases import Case
 from benchmarks.judge import feeds, figures_of, labels_of, open_model
@@ -68,18 +67,10 @@ def _settings(case: Case) -> Settings:
     return Settings(input_shapes=opened)
 
 
-def as_written(path: Path | bytes) -> onnxruntime.InferenceSession:
-    """A session that computes what the file says, whatever onnxruntime would make of it."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def _closeness(case: Case, path: Path, target: str) -> Row:
     """Of the first output, or of a text's embedding, over the evaluation samples."""
     before = open_model(case.model, 0)
-    after = open_model(path, 0) if target == "CPU" else as_written(path)
+    after = open_model(path, 0) if target == "CPU" else library.open_reference(path)
     names = [one.name for one in before.get_outputs()]
     name = _EMBEDDING if _EMBEDDING in names else names[0]
     pairs = [
@@ -105,7 +96,10 @@ def _ascend(case: Case, path: Path, report: Report) -> str:
     from ptq_target_ascend.reference import runnable
 
     deploy = onnx.load(path.with_name(f"{path.stem}_deploy.onnx"))
-    before, after = as_written(path), as_written(runnable(deploy).SerializeToString())
+    before, after = (
+        library.open_reference(path),
+        library.open_reference(runnable(deploy).SerializeToString()),
+    )
     differences = [
         np.abs(one.astype(np.float64) - other).max() / np.abs(one).max()
         for sample in _samples(case)
@@ -122,7 +116,7 @@ def _dsp(case: Case, path: Path, report: Report) -> str:
         device = library.open_htp(path)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no base of their own
         return f"a strict session fails: {str(error).splitlines()[0][:80]}"
-    before = as_written(path)
+    before = library.open_reference(path)
     pairs = [
         (before.run(None, sample)[0], device.run(None, sample)[0]) for sample in _samples(case)
     ]

@@ -9,6 +9,7 @@ this module checks them itself: a validation library would cost more than all th
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -57,6 +58,15 @@ def target_from_toml(source: Traversable | Path) -> TargetEntry:
     return TargetEntry(name=header["name"], summary=header["summary"], aliases=aliases, spec=spec)
 
 
+def spec_problems(spec: object) -> list[str]:
+    """Where a spec that a plugin made has values of other types than its fields say."""
+    if not isinstance(spec, TargetSpec):
+        return [f"found {reprlib.repr(spec)}, expected a TargetSpec"]
+    reading = _Reading("")
+    reading.value(TargetSpec, spec, "")
+    return [problem.message for problem in reading.problems]
+
+
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     """Types of a dataclass' fields; there are many rules of one class."""
@@ -64,7 +74,10 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 class _Reading:
-    """Turns plain TOML values into the types of dataclasses and collects what does not fit."""
+    """Turns plain values into the types of dataclasses and collects what does not fit.
+
+    Values are those of TOML, or what a plugin has made of the types themselves.
+    """
 
     def __init__(self, file: str) -> None:
         self.problems: list[Problem] = []
@@ -76,20 +89,25 @@ class _Reading:
 
     def value(self, kind: Any, found: Any, path: str) -> Any:
         """``found`` as a ``kind``; None, with a problem noted, where it is none."""
-        if isinstance(kind, types.UnionType):  # "X | None": TOML has no null
+        if isinstance(kind, types.UnionType):  # "X | None"; TOML has no null, objects have
+            if found is None and type(None) in get_args(kind):
+                return None
             choices = [part for part in get_args(kind) if part is not type(None)]
             fitting = [part for part in choices if self._fits(part, found)]
             return self.value((fitting or choices)[0], found, path)
-        if dataclasses.is_dataclass(kind) and isinstance(found, dict):
-            return self._dataclass(kind, found, path)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            if isinstance(found, kind):
+                found = {one.name: getattr(found, one.name) for one in dataclasses.fields(kind)}
+            if isinstance(found, dict):
+                return self._dataclass(kind, found, path)
         origin, arguments = get_origin(kind), get_args(kind)
         if origin is Literal and found in arguments:
             return found
-        if origin is tuple and isinstance(found, list):
+        if origin is tuple and isinstance(found, list | tuple):
             return tuple(
                 self.value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(found)
             )
-        if origin is Mapping and isinstance(found, dict):
+        if origin is Mapping and isinstance(found, Mapping):
             return {
                 key: self.value(arguments[1], item, f"{path}.{key}") for key, item in found.items()
             }
@@ -113,7 +131,7 @@ class _Reading:
         if origin is tuple:
             expected = "a list"
         elif origin is Mapping or dataclasses.is_dataclass(kind):
-            expected = "a table"
+            expected = "a table" if self._file else f"a {kind.__name__}"
         else:
             expected = _WORDS.get(kind, str(kind))
         self.complain(path, f"found {found!r}, expected {expected}")

@@ -335,8 +335,8 @@ class Event:
 
     Attributes:
         stage: ``prepare``, ``plan``, ``equalize``, ``smooth``, ``load``, ``calibrate``,
-            ``correct``, ``tune``, ``weights``, ``emit``, ``verify``, ``check``, ``save``, ``pack``
-            or ``unpack``.
+            ``correct``, ``tune``, ``weights``, ``emit``, ``verify``, ``compare``, ``check``,
+            ``save``, ``pack`` or ``unpack``.
         kind: ``start``, ``advance`` or ``end``.
         done: how much of the stage is done, in its own unit (samples, nodes).
         total: how much there is, None where that is not known.

@@ -223,6 +223,57 @@ def test_a_tensor_that_is_quantized_twice(
     assert compare(model, path, data=data).tensors == ()
 
 
+def test_outputs_that_are_no_reals(tmp_path: Path) -> None:
+    """Whole numbers are compared, with and without a device; of truth values that is said."""
+    made = tiny.model(
+        [node("MatMul", "x w", "m"), node("ArgMax", "m", "best", axis=1),
+         node("Greater", "m x", "more")],
+        {"x": [1, 4]},
+        [tiny.info("best", [1, 1], onnx.TensorProto.INT64),
+         tiny.info("more", [1, 4], onnx.TensorProto.BOOL)],
+        {"w": normal(4, 4)},
+    )  # fmt: skip
+    path, data = tiny.save(made, tmp_path), [tiny.feeds(made)]
+    quantize(path, tmp_path / "q.onnx", data=data)
+    for emulate in (None, "CPU"):
+        report = compare(path, tmp_path / "q.onnx", data=data, emulate=emulate)
+        assert outputs(report) == ["best"]
+        assert report.warnings == []
+        assert [one for one in report.notes if "not compared: more" in one]
+
+
+@pytest.mark.parametrize("emulate", [None, "CPU", "NVGPU", "DSP", "ASCEND"])
+def test_what_is_not_a_number_is_told(emulate: str | None, tmp_path: Path) -> None:
+    """A logarithm of what is below zero: the lowest code, as onnxruntime gives it."""
+    made = tiny.model(
+        [node("MatMul", "x v", "a"), node("Log", "x", "l"), node("MatMul", "l w", "y")],
+        {"x": [1, 4]}, {"y": [1, 4], "a": [1, 4]}, {"v": normal(4, 4), "w": normal(4, 4)},
+    )  # fmt: skip
+    written = tiny.model(
+        [node("MatMul", "x v", "a"), node("Log", "x", "l"), node("QuantizeLinear", "l s z", "q"),
+         node("DequantizeLinear", "q s z", "d"), node("MatMul", "d w", "y")],
+        {"x": [1, 4]}, {"y": [1, 4], "a": [1, 4]},
+        {"v": normal(4, 4), "w": normal(4, 4), "s": np.array(0.1, "f"), "z": np.array(9, "u1")},
+    )  # fmt: skip
+    paths = [tiny.save(one, tmp_path, f"{i}.onnx") for i, one in enumerate((made, written))]
+    data = [np.array([[-1, 1, 2, 3]], np.float32)]
+    report = compare(*paths, data=data, emulate=emulate)
+    assert [one for one in report.warnings if "not a number" in one and one.endswith("y, l")]
+    assert [one.name for one in report.tensors] == ["y", "a", "l"]  # the worst is first
+    if emulate is not None:
+        assert report.tensors[-1].steps == 0
+
+
+def test_a_model_with_a_fixed_batch(tmp_path: Path) -> None:
+    """What is counted is samples, not runs of the model."""
+    made = tiny.model([node("MatMul", "x w", "y")], {"x": [3, 4]}, {"y": [3, 4]},
+                      {"w": normal(4, 4)})  # fmt: skip
+    path, data = tiny.save(made, tmp_path), [tiny.normal(1, 4, seed=i) for i in range(7)]
+    quantize(path, tmp_path / "q.onnx", data=data)
+    assert compare(path, tmp_path / "q.onnx", data=data).samples == 4
+    assert compare(path, tmp_path / "q.onnx", data=data, samples=9).samples == 7
+
+
 def tiny_shape(made: onnx.ModelProto) -> list[int | str]:
     dims = made.graph.input[0].type.tensor_type.shape.dim
     return [one.dim_value or one.dim_param for one in dims]
@@ -322,10 +373,28 @@ def test_files_that_cannot_be_compared(
     text.write_text("no model")
     with pytest.raises(ModelError, match="is not an ONNX model"):
         compare(model, text, data=data)
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="there is no such file"):
         compare(model, tmp_path / "absent.onnx", data=data)
     with pytest.raises(ModelError, match="is already quantized"):
         compare(quantized, model, data=data)
+
+
+def test_codes_that_are_not_emulated(pair: tuple[Path, Path, list[Arrays]], tmp_path: Path) -> None:
+    model, _, data = pair
+    source = onnx.load(model)
+    name = source.graph.input[0].name
+    graph = onnx.helper.make_graph(
+        [node("QuantizeLinear", f"{name} s z", "q"), node("DequantizeLinear", "q s z", "y")],
+        "coarse", [source.graph.input[0]], [tiny.info("y", tiny_shape(source))],
+        [onnx.helper.make_tensor("z", onnx.TensorProto.INT4, [], [0]),
+         onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [], [0.1])],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    made = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    path = tiny.save(made, tmp_path)
+    compare(model, path, data=data)
+    with pytest.raises(ModelError, match=f"quantizes '{name}' to INT4, emulation knows integers"):
+        compare(model, path, data=data, emulate="CPU")
 
 
 def test_no_samples(pair: tuple[Path, Path, list[Arrays]]) -> None:
@@ -352,6 +421,7 @@ def test_the_table(ptq: Ptq, pair: tuple[Path, Path, list[Arrays]], folder: Path
     assert any(line.startswith("output y: DSP to the file: cosine 0.99") for line in lines)
     assert any(line.startswith("output y: the file to the float model: cosine") for line in lines)
     assert f"compared on {SAMPLES} samples" in lines
+    assert "running both models ... " in done.err + done.out
     assert "# the same as a config" not in done.out
 
 
@@ -360,6 +430,19 @@ def test_without_a_device(ptq: Ptq, pair: tuple[Path, Path, list[Arrays]], folde
     assert done.code == 0
     assert "compared on 1 sample\n" in done.out
     assert "device" not in done.out
+
+
+def test_what_is_left_out_is_told(
+    ptq: Ptq, pair: tuple[Path, Path, list[Arrays]], folder: Path
+) -> None:
+    """Samples that cannot be used, and the fast runner."""
+    np.save(folder / "00.npy", np.full_like(pair[2][0]["x"], np.nan))
+    given = ("compare", *pair[:2], "--data", folder, "--no-plugin", "ptq-runner-onnxruntime")
+    assert ptq(*given).code == 2
+    done = ptq(*given, "--skip-bad")
+    assert done.code == 0
+    assert "warning: samples skipped: 1" in done.out
+    assert "warning: runner 'reference' is used, which is slow" in done.out
 
 
 def test_json(ptq: Ptq, pair: tuple[Path, Path, list[Arrays]], folder: Path) -> None:
@@ -380,8 +463,8 @@ def test_only_the_worst_are_shown(ptq: Ptq, tmp_path: Path) -> None:
     few, all_of_them = (
         ptq("compare", path, path, "--data", tmp_path, *more) for more in ((), ("-v",))
     )
-    assert "and 4 tensors that are closer; -v shows all" in few.out
-    assert "tensors that are closer" not in all_of_them.out
+    assert "and 4 more that are no worse; -v shows all" in few.out
+    assert "no worse" not in all_of_them.out
 
 
 def test_what_is_missing_on_the_command_line(

@@ -12,6 +12,7 @@ import pytest
 from ptq_core import quantize
 from ptq_core.errors import ConfigError, InputError
 from ptq_core.jobs import Settings
+from ptq_core.target_text import new_target
 from tests import tiny_models as tiny
 from tests.command_line import Ptq
 from tests.tiny_models import node, normal
@@ -81,6 +82,23 @@ def test_an_option_that_is_given_twice_is_told(ptq: Ptq, tmp_path: Path) -> None
     done = ptq("plan", MODEL, "--target", "DSP", *ONE, *twice)
     assert done.code == 2
     assert "the option is given twice" in done.err
+
+
+def test_a_file_has_no_options(ptq: Ptq, tmp_path: Path) -> None:
+    path = tmp_path / "npu.toml"
+    path.write_text(new_target("NPU"))
+    done = ptq("plan", MODEL, "--target", path, "--target-option", "bits=8")
+    assert done.code == 2
+    assert "is a file, which has no options" in done.err
+
+
+def test_an_option_that_the_config_gives_too_may_say_the_same(ptq: Ptq, tmp_path: Path) -> None:
+    config = tmp_path / "c.cfg"
+    text = (DIGITS / "full_quant.cfg").read_text().replace("target_device=CPU", "target_device=DSP")
+    config.write_text(text + "\n[target.DSP]\nactivation_bits=16\n")
+    given = ("plan", MODEL, "-c", config, *ONE, "--target-option")
+    assert ptq(*given, "activation_bits=16").code == 0
+    assert "activation_bits is 16, too" in ptq(*given, "activation_bits=8").err
 
 
 def test_options_of_another_device_are_a_warning(tmp_path: Path) -> None:

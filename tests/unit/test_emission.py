@@ -439,6 +439,28 @@ def test_a_skipped_layer_with_one_input_channel_stays_float(
         assert float(np.abs(kept - plain).max()) / step <= 1.001
 
 
+@pytest.mark.parametrize("largest", [0.0, 1e-37, 1e-30])
+def test_the_step_of_a_guarding_bias_is_a_normal_number(largest: float, cpu: TargetSpec) -> None:
+    made = tiny.model(
+        [
+            node("Conv", "x w1", "c1", "first"),
+            node("Conv", "c1 w2 b2", "c2", "middle"),
+            node("Conv", "c2 w3", "y", "last"),
+        ],
+        {"x": ["N", 3, 4, 4]},
+        {"y": ["N", 2, 4, 4]},
+        {
+            "w1": normal(1, 3, 1, 1),
+            "w2": normal(6, 1, 1, 1),
+            "b2": np.full(6, largest, np.float32),
+            "w3": normal(2, 6, 1, 1),
+        },
+    )
+    result = quantized(made, cpu, skip=("middle",))
+    assert result.decision("middle") == "guarded"
+    assert result.constant("b2_guard_scale") >= np.finfo(np.float32).tiny
+
+
 @pytest.mark.parametrize("mover", ["MaxPool", "Reshape", "Transpose"])
 def test_a_skipped_layer_behind_movers_stays_float(
     mover: str, cpu: TargetSpec, tmp_path: Any

@@ -317,6 +317,17 @@ def test_an_addition_that_is_no_bias_stays_one() -> None:
     assert layer.result is None
 
 
+@pytest.mark.parametrize(("bias", "merged"), [((4,), True), ((1, 4), True), ((1, 1, 4), False)])
+def test_a_bias_that_adds_an_axis_is_no_bias(bias: tuple[int, ...], merged: bool) -> None:
+    made = integer_layer("MatMul", [2, 6], small(6, 4), behind=(node("Add", "l k", "y"),))
+    made.graph.initializer.append(numpy_helper.from_array(np.full(bias, 0.5, np.float32), "k"))
+    made.graph.value_info.append(tiny.info("l", [2, 4]))
+    (layer,) = layers(made)
+    assert (layer.bias is not None) == merged
+    feeds = {"x": codes(2, 6)}
+    assert np.array_equal(emulated(made, feeds)["y"], tiny.run(made, feeds)["y"])
+
+
 @pytest.mark.parametrize(
     "attributes", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}], ids=lambda one: next(iter(one))
 )
@@ -336,6 +347,31 @@ def test_a_scale_for_each_input_channel_is_no_integer_layer() -> None:
             one.CopyFrom(numpy_helper.from_array(doubled, one.name))
     made.graph.node[0].attribute.append(helper.make_attribute("axis", 1))
     assert layers(made) == []
+
+
+def test_a_scale_of_zero_is_no_integer_layer() -> None:
+    """Only ONNX says what comes of it: a runner computes it."""
+    made = integer_layer("Conv", [1, 2, 5, 5], small(3, 2, 3, 3), result=1.0)
+    for one in made.graph.initializer:
+        if one.name == "sy":
+            one.CopyFrom(numpy_helper.from_array(np.float32(0), "sy"))
+    (layer,) = layers(made)
+    assert layer.result is None
+    assert "q" in emulated(made, {"x": codes(1, 2, 5, 5)})
+
+
+def test_constants_of_types_that_numpy_lacks() -> None:
+    """Weights in eight bits of float are decoded once, by the runner."""
+    kind = TensorProto.FLOAT8E4M3FN
+    graph = helper.make_graph(
+        [node("DequantizeLinear", "w s", "wf"), node("MatMul", "x wf", "y")],
+        "decoded", [tiny.info("x", [1, 2])], [tiny.info("y", [1, 2])],
+        [helper.make_tensor("w", kind, [2, 2], [1.0, 2.0, -3.0, 0.0]),
+         helper.make_tensor("s", TensorProto.FLOAT, [], [0.5])],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    found = emulated(made, {"x": np.array([[2, 4]], np.float32)})
+    assert found["y"].tolist() == [[-5.0, 2.0]]
 
 
 def test_float_weights_that_are_quantized_in_the_graph_are_integers() -> None:

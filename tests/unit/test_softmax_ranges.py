@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from ptq_core import quantize
+from ptq_core.errors import NumericError
 from ptq_core.graph.prepare import prepare
 from ptq_core.planning import Plan, lifted, make_plan, narrowed
 from ptq_core.planning.plan import TensorPlan
@@ -44,6 +45,12 @@ def constants(minus: float) -> dict[str, np.ndarray]:
         "zero": np.float32(0),
         "minus": np.float32(minus),
         "axis": np.array([1]),
+        "causal": np.triu(np.full((TOKENS, TOKENS), minus, np.float32), 1),
+        "biased": np.triu(np.full((TOKENS, TOKENS), minus, np.float32), 1)
+        + normal(TOKENS, TOKENS, seed=4),
+        "heads": np.array([1, 1, TOKENS, TOKENS]),
+        "row": np.array([1, TOKENS, 1]),
+        "back": np.array([1, TOKENS, TOKENS]),
     }
 
 
@@ -55,7 +62,7 @@ PROJECTIONS = [
     node("Transpose", "k", "kt", perm=[0, 2, 1]),
     node("MatMul", "q kt", "scores"),
 ]
-ATTENTION = [node("Softmax", "masked", "p", axis=-1), node("MatMul", "p v", "y")]
+ATTENTION = [node("MatMul", "p v", "y")]
 MASKS = {
     "multiplied": [
         node("Cast", "mask", "m", to=TensorProto.FLOAT),
@@ -75,11 +82,36 @@ MASKS = {
         node("Unsqueeze", "flat axis", "m"),
         node("Where", "m scores minus", "masked"),
     ],
+    "constant": [node("Add", "scores causal", "masked")],
+    "constant, with a bias": [node("Add", "biased scores", "masked")],
+    "added twice": [
+        node("Cast", "mask", "m", to=TensorProto.BOOL),
+        node("Where", "m zero minus", "flat"),
+        node("Unsqueeze", "flat axis", "added"),
+        node("Add", "scores added", "first"),
+        node("Add", "first causal", "masked"),
+    ],
+    "chosen and added": [
+        node("Cast", "mask", "flat", to=TensorProto.BOOL),
+        node("Unsqueeze", "flat axis", "m"),
+        node("Where", "m scores minus", "first"),
+        node("Add", "first causal", "masked"),
+    ],
+    "for windows": [
+        node("Cast", "mask", "m", to=TensorProto.BOOL),
+        node("Where", "m zero minus", "flat"),
+        node("Unsqueeze", "flat axis", "added"),
+        node("Add", "scores added", "masked"),
+        node("Reshape", "masked heads", "reshaped"),
+        node("Reshape", "reshaped back", "in_rows"),
+    ],
 }
 
 
 def attention(mask: str, minus: float = -10000.0, more: tuple[Any, ...] = ()) -> onnx.ModelProto:
-    nodes = [*PROJECTIONS, *MASKS[mask], *ATTENTION, *more]
+    masks = MASKS[mask]
+    softmax = node("Softmax", masks[-1].output[0], "p", axis=-1)
+    nodes = [*PROJECTIONS, *masks, softmax, *ATTENTION, *more]
     read = {name for one in nodes for name in one.input}
     inputs = [tiny.info(name, [1, TOKENS], TensorProto.INT64) for name in ("ids", "mask")]
     outputs = {"y": [1, TOKENS, WIDTH], **({"z": [1, "a", "b"]} if more else {})}
@@ -123,6 +155,39 @@ def test_masks_that_others_read_keep_their_range(dsp: TargetSpec) -> None:
     assert not plan.tensors["flat"].masks
 
 
+def test_masks_that_are_given_as_a_result_keep_their_range(tmp_path: Path) -> None:
+    """Even where that is the mask in another shape, which no integer operator reads."""
+    model = attention("chosen, then added", more=(node("Reshape", "flat row", "z"),))
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", data=samples(), target="DSP")
+    (sample,) = samples(1)
+    found = tiny.run(onnx.load(tmp_path / "int8.onnx"), sample)["z"]
+    np.testing.assert_array_equal(found.reshape(-1), np.where(sample["mask"], 0, -10000)[0])
+
+
+def test_a_mask_that_is_an_input_of_the_model_for_several_heads(dsp: TargetSpec) -> None:
+    heads = [
+        node("MatMul", "v kt", "scores_2"),
+        node("Add", "mask scores_2", "masked_2"),
+        node("Softmax", "masked_2", "p_2"),
+        node("MatMul", "p_2 v", "z"),
+    ]
+    model = tiny.model(
+        [*PROJECTIONS, node("Add", "scores mask", "masked"), node("Softmax", "masked", "p"),
+         *ATTENTION, *heads],
+        [tiny.info("ids", [1, TOKENS], TensorProto.INT64), tiny.info("mask", [1, 1, TOKENS])],
+        {"y": [1, TOKENS, WIDTH], "z": [1, TOKENS, WIDTH]},
+        {name: one for name, one in constants(0).items() if name in ("table", "wq", "wk", "wv")},
+        opset=20,
+        ir_version=9,
+    )  # fmt: skip
+    found = plan_of(model, dsp).tensors["mask"].masks
+    assert set(found) == {("masked", "scores"), ("masked_2", "scores_2")}
+    model.graph.node.append(node("Softmax", "mask", "share"))
+    model.graph.output.append(tiny.info("share", [1, 1, TOKENS]))
+    assert not plan_of(model, dsp).tensors["mask"].masks
+
+
 def tensor(name: str = "t", **given: Any) -> TensorPlan:
     scheme = QScheme(dtype="uint8")
     return replace(
@@ -140,6 +205,18 @@ def test_what_softmax_makes_zero_of_is_lifted() -> None:
     before, after = (np.exp(one - one.max(-1, keepdims=True)) for one in (values, found))
     change = before / before.sum(-1, keepdims=True) - after / after.sum(-1, keepdims=True)
     assert np.abs(change).max() < 0.5 / 256
+
+
+@pytest.mark.parametrize("minus", [-10000.0, LOWEST, -np.inf])
+def test_a_row_that_is_masked_from_end_to_end_ends_where_others_do(minus: float) -> None:
+    values = np.array([[5, 4, minus], [-3, -60, minus], [minus, minus, minus]], np.float32)
+    depth = math.log(3 * 2.0**9)
+    found = lifted(values, tensor(softmax_axis=-1))
+    assert found.min() == np.float32(-3) - np.float32(depth)
+    np.testing.assert_allclose(found[2], -3 - depth, rtol=1e-6)
+    # scores may be far apart, too
+    apart = np.array([[500.0, 499.0], [-300.0, -301.0]], np.float32)
+    np.testing.assert_array_equal(lifted(apart, tensor(softmax_axis=-1)), apart)
 
 
 def test_along_the_axis_of_softmax() -> None:
@@ -177,6 +254,24 @@ def test_masks_go_as_low_as_sums_need() -> None:
     assert narrowed(plan, small) == small
 
 
+def test_masks_of_sums_that_are_masks() -> None:
+    """Each goes as low as the next sum needs, which counts as it is narrowed itself."""
+    tensors = {
+        "mask": tensor("mask", masks=(("first", "scores"),)),
+        "scores": tensor("scores"),
+        "first": tensor("first", masks=(("sum", 1.5),)),  # of a constant
+        "sum": tensor("sum"),
+    }
+    ranges = {
+        "mask": Range(low=-10000.0, high=0.0),
+        "scores": Range(low=-4.0, high=4.0),
+        "first": Range(low=-10004.0, high=4.0),
+        "sum": Range(low=-8.0, high=5.0),
+    }
+    found = narrowed(Plan(nodes=(), tensors=tensors), ranges)
+    assert (found["first"].low, found["mask"].low) == (-9.5, -13.5)
+
+
 def test_an_operand_with_fixed_parameters() -> None:
     fixed = tensor("first", fixed=FixedOutput(scale=0.5, zero_point=128))
     plan = Plan(
@@ -210,6 +305,36 @@ def test_attention_with_any_mask(mask: str, minus: float, tmp_path: Path) -> Non
         before = tiny.run(onnx.load(path), sample)["y"]
         after = tiny.run(made, sample)["y"]
         assert np.abs(after - before).max() < 0.05 * np.ptp(before)
+
+
+def test_rows_that_are_masked_from_end_to_end_cost_the_others_nothing(tmp_path: Path) -> None:
+    """Texts that are padded on the left, to a model that looks at what came before only."""
+    path = tmp_path / "float.onnx"
+    onnx.save(attention("added twice"), path)
+    padded = [{**one, "mask": one["mask"][:, ::-1].copy()} for one in samples()]
+    quantize(path, tmp_path / "int8.onnx", data=padded, target="DSP")
+    made = onnx.load(tmp_path / "int8.onnx")
+    for one in padded:
+        seen = one["mask"][0] > 0
+        before, after = (tiny.run(each, one)["y"][0, seen] for each in (onnx.load(path), made))
+        assert np.abs(after - before).max() < 0.05 * np.ptp(before)
+
+
+def test_infinity_elsewhere_is_told_with_its_place(tmp_path: Path) -> None:
+    made = tiny.model(
+        [
+            node("Conv", "x w", "c", "conv"),
+            node("Add", "c lost", "a", "plus"),
+            node("Relu", "a", "y", "relu"),
+        ],
+        {"x": [1, 3, 4, 4]},
+        {"y": [1, 4, 4, 4]},
+        {"w": normal(4, 3, 1, 1), "lost": np.array([0, 1, -np.inf, 2], np.float32)},
+    )
+    onnx.save(made, tmp_path / "float.onnx")
+    data = [tiny.feeds(made, seed) for seed in range(2)]
+    with pytest.raises(NumericError, match="constant 'lost' of 'plus' holds NaN or infinity"):
+        quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", data=data, target="DSP")
 
 
 def test_a_table_is_integer_and_covers_what_no_sample_shows(

@@ -187,6 +187,20 @@ def test_what_the_htp_computes_wrongly(name: str) -> None:
     assert all(one.severity == "error" and one.node == "it" for one in found)
 
 
+def test_operators_of_others_are_not_meant() -> None:
+    made, _ = FOUND["pool beyond the end"]
+    other = onnx.ModelProto()
+    other.CopyFrom(made)
+    other.graph.node[0].domain = "someone"
+    other.opset_import.append(helper.make_opsetid("someone", 1))
+    del other.graph.node[0].attribute[:]  # theirs are called otherwise
+    other.graph.node[0].attribute.append(helper.make_attribute("ceil_mode", 1))
+    other.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3, 3])
+    )
+    assert not list(find(other.SerializeToString()))
+
+
 def test_findings_of_a_file(tmp_path: Path) -> None:
     made, codes = FOUND["pool beyond the end"]
     onnx.save(onnx.shape_inference.infer_shapes(made), tmp_path / "model.onnx")

@@ -96,6 +96,18 @@ def test_low_bits_are_dropped_before_the_product() -> None:
     assert nearly.tolist() == [[1, 1, 1]]
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-128, 127), (0, 65535), (-32768, 32767)])
+@pytest.mark.parametrize("zero_point", [0, 127])
+def test_factors_beyond_64_bits(low: int, high: int, zero_point: int) -> None:
+    """A channel of zeros may have any scale: nothing is seen of it; what is huge saturates."""
+    sums = np.array([[0, 2**31 - 1, -(2**31)]])
+    tiny_scale, large = np.array([1e-38], np.float32), np.array([1e38], np.float32)
+    given = (1.0, zero_point, low, high)
+    found = ARITHMETIC.requantize(sums, 1.0, tiny_scale, *given)
+    assert found.tolist() == [[zero_point] * 3]
+    assert ARITHMETIC.requantize(sums, 1.0, large, *given).tolist()[0][1:] == [high, low]
+
+
 # ----------------------------------------------------------------------- against the library
 
 CASES: dict[str, tuple[str, list[int], tuple[int, ...], dict[str, Any]]] = {

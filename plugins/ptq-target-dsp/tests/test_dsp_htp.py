@@ -312,10 +312,12 @@ MASKS = {
         node("Add", "t added", "s"),
     ],
     "chosen": [node("Less", "u three", "m"), node("Where", "m minus t", "s")],
+    "constant": [node("Add", "t causal", "s")],
 }
 K |= {
     "start": np.array([0]), "six": np.array([6]),
     "three": np.array(3), "minus": np.float32(np.finfo(np.float32).min),
+    "causal": np.triu(np.full((6, 6), -np.inf, np.float32), 1),
 }  # fmt: skip
 
 

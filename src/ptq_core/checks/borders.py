@@ -17,7 +17,7 @@ def check_borders(subject: Subject) -> Iterator[Suspicion]:
     """D-FLOAT-EDGE-IN, R-RESIDUAL, A-S8-MULTI-CONSUMER and A-OP-NOT-QUANTISABLE."""
     for coded in subject.all_coded():
         if coded.role == "activation" and coded.dtype == "int8":
-            yield from _int8(coded)
+            yield from _int8(subject, coded)
     for node in subject.nodes:
         if subject.pair(node) is not None:
             continue
@@ -30,27 +30,36 @@ def check_borders(subject: Subject) -> Iterator[Suspicion]:
             yield from _mixed(subject, node)
 
 
-def _int8(coded: Coded) -> Iterator[Suspicion]:
+def _int8(subject: Subject, coded: Coded) -> Iterator[Suspicion]:
     node = coded.node
     if node.op_type.startswith("QLinear"):
         message = f"{node.op_type} computes with int8 activations, expected uint8"
         yield Suspicion("A-S8-MULTI-CONSUMER", node, coded.tensor, message)
-    if node.op_type != QUANTIZE:
+    data = node.inputs[0]
+    if node.op_type != QUANTIZE or data is None:
         return
-    count = int(node.outputs[0].is_graph_output())
-    for reader in readers(node.outputs[0]):
+    others = map(subject.pair, readers(data, QUANTIZE))
+    equal = [one.node for one in others if one is not None and one.same_as(coded)]
+    count = sum(map(_count_readers, equal))  # onnxruntime makes one of them
+    if count > 1 and node is equal[0]:
+        message = f"the int8 codes have {count} readers, expected one, or uint8"
+        yield Suspicion("A-S8-MULTI-CONSUMER", node, coded.tensor, message)
+
+
+def _count_readers(encode: ir.Node) -> int:
+    """Of the codes that a QuantizeLinear makes, or of what is dequantized from them."""
+    count = int(encode.outputs[0].is_graph_output())
+    for reader in readers(encode.outputs[0]):
         behind = reader.outputs[0]
         decodes = reader.op_type == DEQUANTIZE
         count += len(list(behind.uses())) + behind.is_graph_output() if decodes else 1
-    if count > 1:
-        message = f"the int8 codes have {count} readers, expected one, or uint8"
-        yield Suspicion("A-S8-MULTI-CONSUMER", node, coded.tensor, message)
+    return count
 
 
 def _mixed(subject: Subject, node: ir.Node) -> Iterator[Suspicion]:
     rule = subject.spec.operators[node.op_type]
     operands = subject.operands(node)
-    integers = [one for one in operands if subject.activation(one) is not None]
+    integers = [one for one in map(subject.activation, operands) if one is not None]
     floats = [one for one in operands if subject.source(one) is None]
     if not integers or not floats:
         return
@@ -58,14 +67,16 @@ def _mixed(subject: Subject, node: ir.Node) -> Iterator[Suspicion]:
         if subject.is_static(floats[0]):
             if subject.spec.skip_guard != "none" or not subject.is_float_constant(floats[0]):
                 return
+            if rule.output == "quantized" and _is_of_use(subject, integers[0], node):
+                return  # it was left in float, and the layer in front cannot do without codes
         elif not rule.two_activations:
             return
     elif rule.quantize != "always" and not readers(subject.behind(node)[0], QUANTIZE):
         return
     for value in floats:
         message = (
-            f"'{value.name}' is float beside '{integers[0].name}', which is dequantized; expected "
-            "both behind DequantizeLinear"
+            f"'{value.name}' is float beside '{integers[0].node.outputs[0].name}', which is "
+            "dequantized; expected both behind DequantizeLinear"
         )
         yield Suspicion("D-FLOAT-EDGE-IN", node, value.name or "", message)
 
@@ -76,7 +87,7 @@ def _residual(subject: Subject, node: ir.Node) -> Iterator[Suspicion]:
     own = [_own_result(subject, one, code) for one, code in zip(operands, coded, strict=True)]
     layers = [layer for layer in own if layer is not None]
     count = sum(code is not None for code in coded)
-    if len(operands) != 2 or not layers or count == 1:
+    if len(set(operands)) != 2 or not layers or count == 1:
         return
     message = (
         f"{'both' if count else 'none'} of its operands are quantized, expected one: not that of "

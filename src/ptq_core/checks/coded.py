@@ -28,7 +28,6 @@ class Coded:
         scale_type: the type that it is stored in.
         zero_point: as float64; None where it is no constant; 0 where it is left out.
         axis: of the scales, where there are several.
-        channels: the size of the tensor along this axis, None where that is unknown.
     """
 
     node: ir.Node
@@ -40,7 +39,6 @@ class Coded:
     scale_type: str
     zero_point: NDArray[np.float64] | None
     axis: int
-    channels: int | None
 
     @property
     def middle(self) -> int:
@@ -56,7 +54,7 @@ class Coded:
     def alike(self) -> bool:
         """Whether all the scales and all the zero points are the same number."""
         both = (self.scale, self.zero_point)
-        return all(one is None or one.size == 0 or np.ptp(one) == 0 for one in both)
+        return all(one is None or bool((one == one.flat[0]).all()) for one in both)
 
     @property
     def bits(self) -> int:
@@ -82,6 +80,8 @@ class Coded:
         """Whether both mean the same by the same codes; a vector of equal entries is one number."""
         if self.dtype and other.dtype and self.dtype != other.dtype:
             return False
+        if self.per_axis and other.per_axis and not self.alike and self._is_along_another(other):
+            return False
         for one, two in ((self.scale, other.scale), (self.zero_point, other.zero_point)):
             if one is None or two is None:
                 continue
@@ -91,14 +91,28 @@ class Coded:
                 return False
         return True
 
+    def _is_along_another(self, other: Coded) -> bool:
+        """Whether the axes differ for sure: -1 may be any."""
+        return self.axis != other.axis and (self.axis < 0) == (other.axis < 0)
+
     def __str__(self) -> str:
-        return f"{_shown(self.scale)} and {_shown(self.zero_point)} ({self.dtype or 'unknown'})"
+        axis = f", axis {self.axis}" if self.per_axis else ""
+        dtype = self.dtype or "unknown"
+        return f"{_shown(self.scale)} and {_shown(self.zero_point)} ({dtype}{axis})"
+
+
+def unlike(array: NDArray[np.float64], wrong: NDArray[np.bool_], name: str) -> str:
+    """What some of the scales or zero points are, with one of them for example."""
+    example = f"{array[wrong].flat[0]:g}"
+    if array.size == 1:
+        return f"the {name} is {example}"
+    return f"{int(wrong.sum())} of {array.size} {name}s are like {example}"
 
 
 def _shown(array: NDArray[Any] | None) -> str:
     if array is None:
         return "one that is not constant"
     flat = array.reshape(-1)
-    if flat.size and np.ptp(flat) == 0:
+    if (flat == flat[0]).all():
         return f"{flat[0]:.9g}" if array.ndim == 0 else f"{flat.size} times {flat[0]:.9g}"
     return f"{flat.size} numbers from {flat.min():.6g} to {flat.max():.6g}"

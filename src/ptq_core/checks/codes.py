@@ -96,9 +96,9 @@ CODES: Mapping[str, Code] = {
     "Q-PAIR-MISMATCH": Code(
         "QuantizeLinear and the DequantizeLinear behind it do not agree",
         "A DequantizeLinear that reads the codes of a QuantizeLinear with another scale, zero "
-        "point or type gives other numbers than went in. A vector of equal entries is the same as "
-        "one number.",
-        "Give both the same scale, zero point and type.",
+        "point, axis or type gives other numbers than went in. A vector of equal entries is the "
+        "same as one number.",
+        "Give both the same scale, zero point, axis and type.",
     ),
     "A-DTYPE": Code(
         "activations have a type of codes that the device does not take",
@@ -117,7 +117,7 @@ CODES: Mapping[str, Code] = {
         "an int8 activation that the runtime cannot make uint8",
         "onnxruntime on x86 computes with uint8. It converts int8 activations while it loads, but "
         "only where their QuantizeLinear has one reader, and not in QLinearConv and "
-        "QLinearMatMul.",
+        "QLinearMatMul. Equal QuantizeLinear of one tensor count as one: it makes them one.",
         "Quantize activations to uint8.",
     ),
     "A-OP-NOT-QUANTISABLE": Code(
@@ -131,7 +131,8 @@ CODES: Mapping[str, Code] = {
     "W-DTYPE": Code(
         "weights have a type of codes that the device does not take, or not well",
         "The type of constant weights behind a DequantizeLinear, of layers whose activation is "
-        "quantized too. Weights of a layer that computes in float may have any type here.",
+        "quantized too, and of MatMulInteger and ConvInteger. Weights of a layer that "
+        "computes in float may have any type here.",
         "Quantize for this target.",
     ),
     "W-ASYM": Code(
@@ -149,7 +150,7 @@ CODES: Mapping[str, Code] = {
         "the scales of weights are not along the output channels",
         "The axis has to be 0 for Conv, 1 for ConvTranspose, the last for MatMul, and the output "
         "features' for Gemm (0 with transB, else 1). Scales of blocks have no such axis and are "
-        "found here as well.",
+        "found here as well. A layer that computes in float may have its scales along any axis.",
         "Quantize the weights along the output channels; a scale per input channel cannot be "
         "taken out of the sum.",
     ),
@@ -163,17 +164,17 @@ CODES: Mapping[str, Code] = {
     ),
     "W-PER-CHANNEL-NOT-ALLOWED": Code(
         "the device takes one scale for the weights of this operator",
-        "Several scales for the weights of an operator for which the target's rule does not say "
-        "per_channel.",
+        "Several scales for the weights of an operator with integer activations, for which the "
+        "target's rule does not say per_channel.",
         "Quantize this layer with one scale for all its weights.",
     ),
     "W-SKIP-UNGUARDED": Code(
         "the runtime will quantize a layer that was left in float",
         "A Conv, ConvTranspose or Gemm with float weights between DequantizeLinear and "
-        "QuantizeLinear, also with a Relu or Clip or data movers in between, where the runtime "
-        "quantizes such layers by itself. Guarded is a layer with a DequantizeLinear of its own "
-        "with one (equal) scale per channel, with an int32 bias behind a DequantizeLinear, or, for "
-        "Gemm, with a bias of two dimensions.",
+        "QuantizeLinear that alone reads its result, also with a Relu or Clip or data movers in "
+        "between, where the runtime quantizes such layers by itself. Guarded is a layer with a "
+        "DequantizeLinear of its own with one (equal) scale per channel, with an int32 bias behind "
+        "a DequantizeLinear, or, for Gemm, with a float bias that is no vector.",
         "Feed the layer from a DequantizeLinear of its own whose scale and zero point are vectors "
         "of equal entries, one per channel (axis 1), as skip_quant_node does. A vector of one "
         "entry does not help: a layer with one input channel needs an int32 bias behind a "
@@ -213,27 +214,31 @@ CODES: Mapping[str, Code] = {
         "there.",
     ),
     "O-GEMM-F32BIAS-NO-Q": Code(
-        "a Gemm on integers has a float bias and a float result",
+        "a Gemm on integers has a float bias that keeps it in float",
         "A Gemm whose activation and weights come out of a DequantizeLinear; the runtime has an "
-        "integer kernel of it with a float bias only where a QuantizeLinear follows.",
-        "Store the bias as int32 with the scale s_x * s_w, or quantize the result.",
+        "integer kernel of it with a float bias only where a QuantizeLinear follows and the bias "
+        "is a vector.",
+        "Store the bias as int32 with the scale s_x * s_w, or quantize the result and make the "
+        "bias a vector.",
     ),
     "O-MATMUL-1D-BIAS-NO-Q": Code(
-        "a MatMul on integers with a float bias and a float result",
+        "a MatMul on integers has a float bias that keeps it in float",
         "A MatMul whose operands come out of DequantizeLinear, followed by an Add of a vector, or "
-        "of any bias where the activation has two axes: the runtime merges MatMul and Add into a "
-        "float Gemm before it looks for integers.",
-        "Store the bias as int32 with the scale s_x * s_w, or quantize the sum. Where the "
-        "activation has more than two axes, the shape [1, N] helps too.",
+        "of a matrix where the activation has two axes: the runtime merges MatMul and Add into a "
+        "float Gemm before it looks for integers. With a vector it has an integer kernel where a "
+        "QuantizeLinear follows.",
+        "Store the bias as int32 with the scale s_x * s_w, or as a vector with a QuantizeLinear "
+        "behind the sum. Where the activation has more than two axes, the shape [1, N] helps too.",
     ),
     "O-Q-BEFORE-ACT": Code(
         "QuantizeLinear stands between a layer and its activation",
         "The end of the code names the activation: O-Q-BEFORE-RELU, O-Q-BEFORE-CLIP and so on. "
-        "Found where a layer's result is quantized in front of an activation that the device would "
-        "merge into the layer (for targets with float results also BatchNormalization, Sigmoid "
-        "and HardSwish), and no integer operator reads these codes. Where results are integers, a "
-        "Relu or Clip that changes no code is no finding.",
-        "Remove the pair between the layer and the activation; quantize behind the activation.",
+        "Found where the result of a layer on integers, or of an Add, Mul or Concat, is quantized "
+        "in front of an activation that the device would merge into it (for targets with float "
+        "results also BatchNormalization, Sigmoid and HardSwish, and behind layers in float), and "
+        "no other integer operator reads these codes. Where results are integers, a Relu or Clip "
+        "that changes no code is no finding.",
+        "Remove the pair between the operator and the activation; quantize behind the activation.",
     ),
     "F-ACT-NOT-REDUNDANT": Code(
         "the quantized range reaches beyond the Relu or Clip in front of it",
@@ -270,8 +275,9 @@ CODES: Mapping[str, Code] = {
         "DequantizeLinear and another one not: then it is computed in float. What is looked at: "
         "weights and activations, no biases, and elementwise operators only where their result is "
         "quantized. Layers with float weights are no finding where the target guards them "
-        "(W-SKIP-UNGUARDED), nor are layers with quantized weights and a float activation: they "
-        "compute in float, with smaller weights.",
+        "(W-SKIP-UNGUARDED) or where an integer operator in front of them or beside them needs the "
+        "codes, nor are layers with quantized weights and a float activation: they compute in "
+        "float, with smaller weights.",
         "Quantize the other operand too, or neither.",
     ),
     "D-NO-OUTPUT-Q": Code(

@@ -8,15 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq_core.checks.coded import Coded
-from ptq_core.checks.subject import QUANTIZE, Subject, readers
+from ptq_core.checks.coded import Coded, unlike
+from ptq_core.checks.subject import QUANTIZE, Subject, readers, type_of
 from ptq_core.checks.suspicion import Suspicion
 from ptq_core.graph import operators as ops
-from ptq_core.graph.prepared import only_consumer
 
+_INTEGER = frozenset({"ConvInteger", "MatMulInteger"})  # with activations quantized while running
 _BIAS_TOLERANCE = 1e-5  # relative; float32 products of two scales differ by less
 _HALF_TOLERANCE = 1e-2  # of scales stored as float16, which are that coarse below 6e-5
-_MATRIX = 2
 _BITS = 8
 _FEW_CODES = 16  # of 127: less than four bits and the sign
 _FEW_WEIGHTS = 8  # in a channel
@@ -31,35 +30,42 @@ def check_weights(subject: Subject) -> Iterator[Suspicion]:
             if weight is not None and weight.role == "weight":
                 computes = subject.activation(node.inputs[1 - position]) is not None
                 yield from _codes(subject, node, weight, computes=computes)
-                yield from _scales(subject, node, weight, position)
+                yield from _scales(subject, node, weight, position, computes=computes)
+        codes = node.inputs[1] if node.op_type in _INTEGER and ops.is_standard(node) else None
+        if codes is not None and subject.is_static(codes):
+            yield from _type(subject, node, type_of(codes), codes.name or "")
     for coded in subject.all_coded():
         if coded.role == "weight" and coded.node.op_type.startswith("QLinear"):
             yield from _codes(subject, coded.node, coded, computes=True)
+
+
+def _type(subject: Subject, node: ir.Node, dtype: str, tensor: str) -> Iterator[Suspicion]:
+    """W-DTYPE."""
+    accepted = subject.spec.accepts.weights
+    if dtype and dtype not in accepted:
+        message = f"the codes of the weights are {dtype}, expected {' or '.join(accepted)}"
+        yield Suspicion("W-DTYPE", node, tensor, message)
 
 
 def _codes(
     subject: Subject, node: ir.Node, weight: Coded, *, computes: bool
 ) -> Iterator[Suspicion]:
     """The type and the zero points; ``computes``: with integer activations."""
-    spec = subject.spec
-    if weight.dtype and weight.dtype not in spec.accepts.weights and computes:
-        expected = " or ".join(spec.accepts.weights)
-        message = f"the codes of the weights are {weight.dtype}, expected {expected}"
-        yield Suspicion("W-DTYPE", node, weight.tensor, message)
+    if computes:
+        yield from _type(subject, node, weight.dtype, weight.tensor)
     zeros = weight.zero_point
     if zeros is not None and (zeros != weight.middle).any():
-        count, wrong = (zeros != weight.middle).sum(), zeros[zeros != weight.middle].flat[0]
-        message = (
-            f"{count} of {zeros.size} zero points of the weights are like {wrong:g}, "
-            f"expected {weight.middle} for {weight.dtype}"
-        )
-        apart = weight.per_axis and "W-ASYM-PER-CHANNEL" in spec.checks
+        found = unlike(zeros, zeros != weight.middle, "zero point")
+        message = f"of the weights {found}, expected {weight.middle} for {weight.dtype}"
+        apart = weight.per_axis and "W-ASYM-PER-CHANNEL" in subject.spec.checks
         code = "W-ASYM-PER-CHANNEL" if apart else "W-ASYM"
         yield Suspicion(code, node, weight.tensor, message)
 
 
-def _scales(subject: Subject, node: ir.Node, weight: Coded, position: int) -> Iterator[Suspicion]:
-    """How many there are, and along which axis."""
+def _scales(
+    subject: Subject, node: ir.Node, weight: Coded, position: int, *, computes: bool
+) -> Iterator[Suspicion]:
+    """How many there are, and along which axis; a layer in float multiplies by any."""
     if weight.scale is None:
         return
     rule = subject.rule(node)
@@ -67,12 +73,14 @@ def _scales(subject: Subject, node: ir.Node, weight: Coded, position: int) -> It
         if rule is not None and rule.per_channel:
             yield from _small_channels(node, weight, position)
         return
+    if not computes:
+        return
     if rule is not None and not rule.per_channel:
         message = f"the weights have {weight.scale.size} scales, expected one for {node.op_type}"
         yield Suspicion("W-PER-CHANNEL-NOT-ALLOWED", node, weight.tensor, message)
     rank = _rank_of_codes(weight)
-    if rank is None:
-        return
+    if rank is None or weight.node.outputs[0] is not node.inputs[position]:
+        return  # behind a Transpose the axis is another one
     right = tuple(axis % rank for axis in _output_axes(node, position, rank))
     if weight.scale.ndim > 1:
         message = f"the scales are of blocks, shape {list(weight.scale.shape)}"
@@ -86,15 +94,14 @@ def _scales(subject: Subject, node: ir.Node, weight: Coded, position: int) -> It
 
 def _small_channels(node: ir.Node, weight: Coded, position: int) -> Iterator[Suspicion]:
     """W-ONE-SCALE: channels that have few of the codes, as others are much larger."""
-    codes = _codes_of(weight)
     behind = weight.node.outputs[0] is node.inputs[position]
-    if codes is None or not behind or ops.shares_channels(node) or weight.bits != _BITS:
+    rank = _rank_of_codes(weight)
+    if not behind or rank is None or ops.shares_channels(node) or weight.bits != _BITS:
         return
-    axes = _output_axes(node, position, codes.ndim)
-    if len(axes) != 1 or codes.size < _FEW_WEIGHTS * codes.shape[axes[0]]:
-        return  # of a few weights all may happen to be small
-    others = tuple(axis for axis in range(codes.ndim) if axis != axes[0] % codes.ndim)
-    largest = np.abs(codes).max(axis=others, initial=0.0)
+    axes = _output_axes(node, position, rank)
+    largest = _largest_codes(weight, axes[0]) if len(axes) == 1 else None
+    if largest is None:
+        return
     small = (largest > 0) & (largest < _FEW_CODES)
     if small.sum() < _NOTEWORTHY * largest.size or not small.any():
         return
@@ -107,17 +114,26 @@ def _small_channels(node: ir.Node, weight: Coded, position: int) -> Iterator[Sus
     yield Suspicion("W-ONE-SCALE", node, weight.tensor, message)
 
 
-def _codes_of(weight: Coded) -> NDArray[np.float64] | None:
-    """The codes of weights less their zero point; also of those that are quantized when loaded."""
-    source, zero = weight.node.inputs[0], weight.zero_point
+def _largest_codes(weight: Coded, axis: int) -> NDArray[np.float64] | None:
+    """The largest code of each channel, less the zero point; None where there is little to tell.
+
+    Of weights that are quantized while the model is loaded, too.
+    """
+    source, scale, zero = weight.node.inputs[0], 1.0, 0.0
     array = ops.constant(source)
     if array is not None:
-        return array.astype(np.float64) - (0.0 if zero is None else zero.reshape(-1)[0])
-    encode = None if source is None else source.producer()
-    floats = None if encode is None else ops.constant(encode.inputs[0])
-    if floats is None or weight.scale is None:
-        return None
-    return np.asarray(np.rint(floats.astype(np.float64) / weight.scale.reshape(-1)[0]))
+        zero = 0.0 if weight.zero_point is None else float(weight.zero_point.flat[0])
+    else:
+        encode = None if source is None else source.producer()
+        if encode is None or encode.op_type != QUANTIZE or weight.scale is None:
+            return None
+        array, scale = ops.constant(encode.inputs[0]), float(weight.scale.flat[0])
+    if array is None or array.size < max(1, _FEW_WEIGHTS * array.shape[axis]):
+        return None  # of a few weights all may happen to be small
+    others = tuple(index for index in range(array.ndim) if index != axis % array.ndim)
+    ends = (array.min(axis=others), array.max(axis=others))
+    low, high = (np.abs(np.rint(end.astype(np.float64) / scale) - zero) for end in ends)
+    return np.asarray(np.maximum(low, high))
 
 
 def _output_axes(node: ir.Node, position: int, rank: int) -> tuple[int, ...]:
@@ -210,18 +226,22 @@ def _bias_guards(subject: Subject, node: ir.Node) -> bool:
     if bias is not None and bias.dtype == "int32":
         return True
     array = ops.constant(value)
-    return node.op_type == "Gemm" and array is not None and array.ndim == _MATRIX
+    return node.op_type == "Gemm" and array is not None and array.ndim != 1
 
 
 def _ends_in_quantize(subject: Subject, node: ir.Node) -> bool:
-    """Whether a QuantizeLinear follows, behind activations and data movers that read alone."""
+    """Whether a QuantizeLinear follows, behind activations and data movers, and nobody else reads.
+
+    That a value is an output of the model, too, does not keep onnxruntime from it.
+    """
     value = node.outputs[0]
     while True:
-        if readers(value, QUANTIZE):
-            return True
-        follower = only_consumer(value)
+        found = readers(value)
+        follower = found[0] if len(found) == 1 else None
         if follower is None or not ops.is_standard(follower) or follower.inputs[0] is not value:
             return False
+        if follower.op_type == QUANTIZE:
+            return True
         rule = subject.rule(follower)
         moves = rule is not None and rule.same_parameters
         if follower.op_type not in ("Relu", "Clip") and not moves:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from ptq_core.checks.coded import Coded
+from ptq_core.checks.coded import Coded, unlike
 from ptq_core.checks.subject import DEQUANTIZE, QUANTIZE, Subject
 from ptq_core.checks.suspicion import Suspicion
 from ptq_core.graph import operators as ops
@@ -39,9 +39,9 @@ def _numbers(subject: Subject, coded: Coded) -> Iterator[Suspicion]:
         yield Suspicion("Q-SCALE-NOT-CONST", node, tensor, message)
     if coded.scale is None:
         return
-    bad = coded.scale[~((coded.scale > 0) & np.isfinite(coded.scale))]
-    if bad.size:
-        message = f"{bad.size} of {coded.scale.size} scales are like {bad[0]:g}, expected above 0"
+    wrong = ~((coded.scale > 0) & np.isfinite(coded.scale))
+    if wrong.any():
+        message = f"{unlike(coded.scale, wrong, 'scale')}, expected a number above 0"
         yield Suspicion("Q-SCALE-NONPOS", node, tensor, message)
 
 
@@ -67,8 +67,8 @@ def _activation(subject: Subject, coded: Coded) -> Iterator[Suspicion]:
         yield Suspicion("A-PER-AXIS-ACT", node, tensor, message)
     zeros = coded.zero_point
     if spec.activation.symmetric and zeros is not None and (zeros != coded.middle).any():
-        wrong = zeros[zeros != coded.middle].flat[0]
-        message = f"the zero point is {wrong:g}, expected {coded.middle} for {coded.dtype}"
+        found = unlike(zeros, zeros != coded.middle, "zero point")
+        message = f"{found}, expected {coded.middle} for {coded.dtype}"
         yield Suspicion("Q-ZP-NONZERO", node, tensor, message)
 
 

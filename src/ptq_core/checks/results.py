@@ -34,8 +34,8 @@ def check_results(subject: Subject) -> Iterator[Suspicion]:
                 yield Suspicion("O-NO-Q", node, name, message)
         elif message:
             yield Suspicion("D-NO-OUTPUT-Q", node, name, message)
-        if node.op_type in ("Gemm", "MatMul") and not readers(value, QUANTIZE):
-            yield from _float_bias(subject, node, name)
+        if node.op_type in ("Gemm", "MatMul"):
+            yield from _float_bias(subject, node, value)
         if activation is not None:
             yield from _range(subject, node, value, activation)
 
@@ -57,18 +57,21 @@ def _why_not_quantized(subject: Subject, value: ir.Value) -> str:
     return "" if found else "nobody reads its result"
 
 
-def _float_bias(subject: Subject, node: ir.Node, tensor: str) -> Iterator[Suspicion]:
+def _float_bias(subject: Subject, node: ir.Node, result: ir.Value) -> Iterator[Suspicion]:
+    """A float bias that is no vector, or is one in front of a float result."""
     bias = subject.bias(node)
     if bias is None or subject.source(bias) is not None:
         return
-    if node.op_type == "Gemm":
-        message = f"its bias '{bias.name}' is float and so is its result"
-        yield Suspicion("O-GEMM-F32BIAS-NO-Q", node, tensor, message)
-        return
-    rank, axes = _rank(bias), _rank(node.inputs[0])
-    if rank == 1 or (rank == _MATRIX and axes == _MATRIX):
-        message = f"the bias '{bias.name}' is a float of rank {rank} and the sum stays float"
-        yield Suspicion("O-MATMUL-1D-BIAS-NO-Q", node, tensor, message)
+    gemm, rank = node.op_type == "Gemm", _rank(bias)
+    if not readers(result, QUANTIZE):
+        message = f"its bias '{bias.name}' is float and so is the result"
+        merged = gemm or rank == 1
+    else:
+        message = f"its bias '{bias.name}' is a float of rank {rank}, expected a vector, or int32"
+        merged = gemm and rank not in (None, 1)
+    if merged or (rank == _MATRIX and _rank(node.inputs[0]) == _MATRIX):
+        code = "O-GEMM-F32BIAS-NO-Q" if gemm else "O-MATMUL-1D-BIAS-NO-Q"
+        yield Suspicion(code, node, result.name or "", message)
 
 
 def _rank(value: ir.Value | None) -> int | None:
@@ -107,12 +110,13 @@ def _within(coded: Coded, activation: ir.Node) -> bool:
 
 
 def check_order(subject: Subject) -> Iterator[Suspicion]:
-    """O-Q-BEFORE-*: a pair between a layer and the activation that would be merged into it."""
+    """O-Q-BEFORE-*: a pair between an operator and the activation that would be merged into it."""
     for node in subject.nodes:
         rule = subject.rule(node)
-        if rule is None or node.op_type not in ops.LINEAR:
+        in_float = rule is not None and rule.output == "float" and node.op_type in ops.LINEAR
+        if rule is None or not (in_float or subject.is_integer(node)):
             continue
-        merged = {*rule.fuse, *(_MERGED_IN_FLOAT if rule.output == "float" else ())}
+        merged = {*rule.fuse, *(_MERGED_IN_FLOAT if in_float else ())}
         result = subject.total(node)
         for encode in readers(result, QUANTIZE):
             found = decoded(encode)

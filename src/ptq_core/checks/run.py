@@ -19,7 +19,7 @@ from ptq_core.checks.parameters import check_pairs, check_parameters
 from ptq_core.checks.results import check_order, check_results
 from ptq_core.checks.subject import Subject
 from ptq_core.checks.suspicion import Suspicion
-from ptq_core.errors import ConfigError, ModelError, PluginError, Problem, did_you_mean
+from ptq_core.errors import ConfigError, Location, ModelError, Problem, did_you_mean
 from ptq_core.graph import operators as ops
 from ptq_core.graph.model import copy_of, read_model, runnable
 from ptq_core.target_types import Finding, TargetEntry, TargetSpec
@@ -62,12 +62,20 @@ def inspect_model(model: ir.Model | Path | bytes, entry: TargetEntry) -> Checked
     or another tool's, or float. It is not changed.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or is so far from valid ONNX that no rule can look at it.
         ConfigError: the target has a rule that does not exist.
-        PluginError: the target's own check gives something else than findings.
     """
     _refuse_unknown(entry)
-    subject = Subject(_opened(model), entry.spec)
+    opened = _opened(model)
+    try:
+        return _inspected(model, opened, entry)
+    except Exception:
+        _refuse_invalid(opened, str(model) if isinstance(model, Path) else None)
+        raise
+
+
+def _inspected(model: ir.Model | Path | bytes, opened: ir.Model, entry: TargetEntry) -> Checked:
+    subject = Subject(opened, entry.spec)
     order = {node: position for position, node in enumerate(subject.nodes)}
     placed = [
         (-1 if one.node is None else order.get(one.node, len(order)), _finding(one, entry.spec))
@@ -107,6 +115,19 @@ def _opened(model: ir.Model | Path | bytes) -> ir.Model:
     return opened
 
 
+def _refuse_invalid(model: ir.Model, file: str | None) -> None:
+    """Say what is wrong with a model by ONNX's own rules; those of a device take them for kept."""
+    with runnable(model) as form:
+        try:
+            onnx.checker.check_model(str(form) if isinstance(form, Path) else form, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ModelError(
+                f"is not valid ONNX: {str(error).strip()}",
+                location=Location(file=file),
+                hint="export or quantize it again; `onnx.checker.check_model` says the same of it",
+            ) from error
+
+
 def _finding(found: Suspicion, spec: TargetSpec) -> Finding:
     rule, code = spec.checks[rule_code(found.code)], CODES[rule_code(found.code)]
     return Finding(
@@ -126,10 +147,6 @@ def _own_findings(model: ir.Model | Path | bytes, entry: TargetEntry) -> Iterato
         return
     if isinstance(model, ir.Model):
         with runnable(model) as form:
-            found = list(entry.check(form))
+            yield from entry.check(form)
     else:
-        found = list(entry.check(model))
-    for one in found:
-        if not isinstance(one, Finding) or one.severity not in ("error", "warning"):
-            raise PluginError(f"the check of {entry.name} gave {one!r}, expected a Finding")
-        yield one
+        yield from entry.check(model)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ptq_core.checks.coded import Coded, Role
 from ptq_core.graph import operators as ops
@@ -28,7 +30,8 @@ class Subject:
     def __init__(self, model: ir.Model, spec: TargetSpec) -> None:
         self.model = model
         self.spec = spec
-        self.opset = model.graph.opset_imports.get("", 1)
+        opsets = model.graph.opset_imports
+        self.opset = max(opsets.get(domain, 1) for domain in ops.DEFAULT_DOMAINS)
         self.nodes = tuple(model.graph.all_nodes())
         self._static, self._decoded = _static_values(model, self.nodes)
         self._coded = {node: self._read(node) for node in self.nodes if _is_pair(node)}
@@ -194,18 +197,16 @@ class Subject:
         zeros = node.inputs[zero_point] if zero_point < len(node.inputs) else None
         array = ops.constant(scales)
         middle = np.zeros(()) if zeros is None else ops.constant(zeros)
-        axis = int(ops.attribute(node, "axis", 1))
         return Coded(
             node=node,
             tensor=(codes.name if codes is not None else "") or "",
             role=role,
-            dtype=_type_of(zeros) or _type_of_codes(node, codes),
+            dtype=type_of(zeros) or _type_of_codes(node, codes),
             has_zero_point=zeros is not None,
-            scale=None if array is None else np.asarray(array, np.float64),
-            scale_type=_type_of(scales),
-            zero_point=None if middle is None else np.asarray(middle, np.float64),
-            axis=axis,
-            channels=_size_along(codes, node, axis),
+            scale=_numbers(array),
+            scale_type=type_of(scales),
+            zero_point=_numbers(middle),
+            axis=int(ops.attribute(node, "axis", 1)),
         )
 
     def _role(self, node: ir.Node, codes: ir.Value | None) -> Role:
@@ -215,14 +216,8 @@ class Subject:
             readers = [use.node for use in node.outputs[0].uses()]
             decoded = next((one for one in readers if one.op_type == DEQUANTIZE), None)
             return "operand" if decoded is None else self._role(decoded, codes)
-        for use in node.outputs[0].uses():
-            reader = use.node
-            facts = ops.LINEAR.get(reader.op_type) if ops.is_standard(reader) else None
-            if facts is not None and use.idx == facts.bias:
-                return "bias"
-            if use.idx in ops.weight_positions(reader):
-                return "weight"
-        return "bias" if _type_of(codes) == "int32" else "operand"
+        role = _use_of(node.outputs[0])
+        return "bias" if role == "operand" and type_of(codes) == "int32" else role
 
 
 def readers(value: ir.Value, op_type: str = "") -> list[ir.Node]:
@@ -262,41 +257,56 @@ def _static_values(
     return found, decoded
 
 
+def _use_of(constant: ir.Value) -> Role:
+    """What a constant is to those that read it, also behind Transpose and the like."""
+    for use in constant.uses():
+        reader = use.node
+        facts = ops.LINEAR.get(reader.op_type) if ops.is_standard(reader) else None
+        if facts is not None and use.idx == facts.bias:
+            return "bias"
+        if use.idx in ops.weight_positions(reader):
+            return "weight"
+        if ops.is_standard(reader) and reader.op_type in ops.RESHAPERS and use.idx == 0:
+            role = _use_of(reader.outputs[0])
+            if role != "operand":
+                return role
+    return "operand"
+
+
+def _numbers(array: NDArray[Any] | None) -> NDArray[np.float64] | None:
+    """Scales or zero points; None where there are none."""
+    return None if array is None or array.size == 0 else np.asarray(array, np.float64)
+
+
 def _other_operand(add: ir.Node, value: ir.Value) -> ir.Value | None:
     return next((one for one in add.inputs if one is not value), None)
 
 
-def _type_of(value: ir.Value | None) -> str:
+def type_of(value: ir.Value | None) -> str:
+    """The type of a value's elements, "" where it is not known."""
     if value is None:
         return ""
     dtype = value.dtype or (None if value.const_value is None else value.const_value.dtype)
     return "" if dtype is None else dtype.name.lower()
 
 
+def _name(dtype: int) -> str:
+    """The name of a type, "" where ONNX has none of this number."""
+    known = dtype in ir.DataType.__members__.values() and dtype != ir.DataType.UNDEFINED
+    return ir.DataType(dtype).name.lower() if known else ""
+
+
 def _type_of_codes(node: ir.Node, codes: ir.Value | None) -> str:
     """The type of codes without a zero point."""
     if node.op_type == QUANTIZE:
-        given = int(ops.attribute(node, "output_dtype", 0))
-        return ir.DataType(given).name.lower() if given else "uint8"
-    known = _type_of(codes)
+        return _name(int(ops.attribute(node, "output_dtype", 0))) or "uint8"
+    known = type_of(codes)
     producer = None if codes is None else codes.producer()
     if known or producer is None:
         return known
     if producer.op_type == "Cast":
-        return ir.DataType(int(ops.attribute(producer, "to", 0))).name.lower()
+        return _name(int(ops.attribute(producer, "to", 0)))
     if producer.op_type == QUANTIZE:
         zero_point = producer.inputs[2] if len(producer.inputs) > 2 else None
-        return _type_of(zero_point) or _type_of_codes(producer, codes)
+        return type_of(zero_point) or _type_of_codes(producer, codes)
     return ""
-
-
-def _size_along(codes: ir.Value | None, node: ir.Node, axis: int) -> int | None:
-    """The size of the tensor of these codes along an axis."""
-    for value in (codes, node.inputs[0], node.outputs[0]):
-        dims = None if value is None else ops.dimensions(value)
-        if dims is None and value is not None and value.const_value is not None:
-            dims = ops.static_shape(value)
-        if dims is not None and -len(dims) <= axis < len(dims):
-            size = dims[axis]
-            return size if isinstance(size, int) else None
-    return None

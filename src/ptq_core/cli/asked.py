@@ -160,29 +160,37 @@ def with_skip(config: Config, skip: Sequence[str]) -> Config:
     return dataclasses.replace(config, common=common)
 
 
-def with_target_options(config: Config, given: Sequence[str]) -> Config:
-    """The config with options of its device, each ``KEY=VALUE``.
+def with_target_options(
+    config: Config, given: Sequence[str], flag: str = "--target-option "
+) -> Config:
+    """The config with options of its device, each ``KEY=VALUE``; ``flag`` is what gave them.
 
     Raises:
-        InputError: one has another form, or the config gives it, too.
+        InputError: one has another form, or is there with another value.
     """
+    from ptq_core.targets import is_target_file
+
     if not given:
         return config
+    if is_target_file(config.target):
+        raise InputError(
+            f"{flag}{given[0]}: the device {config.target} is a file, which has no options",
+            hint="change the file",
+        )
     key = ("target", config.target.rpartition(":")[2].casefold())
     options = dict(config.plugin_options.get(key, {}))
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
+            raise InputError(f"{flag}{text}: expected KEY=VALUE", hint="such as activation_bits=16")
+        name, value = name.strip(), value.strip()
+        if name in options and str(options[name]) != value:
             raise InputError(
-                f"--target-option {text}: expected KEY=VALUE", hint="such as activation_bits=16"
-            )
-        if name.strip() in options:
-            raise InputError(
-                f"--target-option {text}: the option is given twice",
-                location=config.locate(f"target.{key[1]}", name.strip()),
+                f"{flag}{text}: the option is given twice, {name} is {options[name]}, too",
+                location=config.locate(f"target.{key[1]}", name),
                 hint="give it once",
             )
-        options[name.strip()] = value.strip()
+        options.setdefault(name, value)
     return dataclasses.replace(config, plugin_options={**config.plugin_options, key: options})
 
 

@@ -78,22 +78,13 @@ def check(
 
 
 def _entry(state: State, target: str) -> TargetEntry:
-    """The device; what its own check raises is told as the plugin's failure."""
-    from ptq_core.plugins import blame
+    """The device that an option or the default names."""
+    from ptq_core.plugins import guarded
     from ptq_core.targets import is_target_file, target_from_toml
 
     if is_target_file(target):
         return target_from_toml(Path(target))
-    found = state.host.target(target)
-    own = found.entry.check
-    if own is None:
-        return found.entry
-
-    def blamed(model: bytes | Path) -> Iterable[Finding]:
-        with blame(found.record, "checking the model"):
-            return list(own(model))
-
-    return dataclasses.replace(found.entry, check=blamed)
+    return guarded(state.host.target(target))
 
 
 def _count(findings: Iterable[Finding], severity: str) -> int:

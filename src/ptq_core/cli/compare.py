@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,7 +175,7 @@ def _print(state: State, report: ComparisonReport) -> None:
     if shown:
         state.out.print(_table(shown, emulated=report.target is not None), soft_wrap=False)
     if len(inner) > len(shown):
-        state.out.print(f"and {len(inner) - len(shown)} tensors that are closer; -v shows all")
+        state.out.print(f"and {len(inner) - len(shown)} more that are no worse; -v shows all")
     for one in report.tensors:
         if one.output:
             for line in _output_lines(one, report.target):
@@ -213,6 +214,8 @@ def _table(tensors: list[TensorComparison], *, emulated: bool) -> Table:
 def _decibels(one: Likeness | None) -> str:
     if one is None:
         return ""
+    if math.isnan(one.sqnr):
+        return "no number"
     return "equal" if one.sqnr == float("inf") else f"{one.sqnr:.1f} dB"
 
 

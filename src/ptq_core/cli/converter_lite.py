@@ -82,7 +82,7 @@ def converter_lite(
         except ConfigError as error:
             problems += error.problems
     if config is not None and asked.chip is not None:
-        config = with_target_options(config, [f"chip={asked.chip}"])
+        config = with_target_options(config, [f"chip={asked.chip}"], flag="--optimize, ")
     if config is not None:
         problems += asked.contradictions(config)
     if problems or config is None or asked.model is None or asked.output is None:

@@ -27,6 +27,7 @@ _DOING = {
     "weights": "quantizing weights",
     "emit": "writing integers into the graph",
     "verify": "comparing with the float model",
+    "compare": "running both models",
     "check": "checking the device's rules",
     "save": "writing the file",
     "pack": "packing constants",

@@ -127,8 +127,9 @@ def check(
     if report is not None:
         problems += _result_problems(report)
     if entry.arithmetic is not None and device.record is not None:
-        with blame(device.record, "asking for its arithmetic"):
-            problems += arithmetic_problems(entry.arithmetic())
+        with blame(device.record, f"making the arithmetic of {entry.name}"):
+            arithmetic = entry.arithmetic()
+        problems += arithmetic_problems(arithmetic, device.record)
     if problems:
         raise ConfigError(
             problems=[
@@ -174,15 +175,19 @@ def new(
     from ptq_core.target_text import new_package, new_target, target_to_toml
 
     state: State = context.obj
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+    if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?", name):
         raise InputError(
-            f"'{name}' is no name for a device", hint="letters, digits, - and _, such as MY_NPU"
+            f"'{name}' is no name for a device",
+            hint="letters and digits, - and _ between them, such as MY_NPU",
         )
     if like is None:
         text = new_target(name)
     else:
         entry = _find(state, like).entry
         text = target_to_toml(dataclasses.replace(entry, name=name, aliases=()))
+        code = [what for key, what in _FUNCTIONS.items() if getattr(entry, key) is not None]
+        if code:
+            state.out.print(f"note: only data is taken over. {entry.name} also {'; '.join(code)}")
     slug = name.lower().replace("_", "-")
     if package:
         folder = output or Path(f"ptq-target-{slug}")
@@ -209,8 +214,11 @@ def new(
                 f"cannot be written: {error.strerror}", location=Location(file=str(path))
             ) from error
         state.out.print(f"wrote {path}")
-    first = next(path for path in files if path.suffix == ".toml" and path.stem != "pyproject")
-    state.out.print(f"next: ptq targets check {first}, then --target {first}")
+    if package:
+        state.out.print(f"next: pip install -e {folder}, then ptq targets check {name}")
+    else:
+        (path,) = files
+        state.out.print(f"next: ptq targets check {path}, then --target {path}")
     return 0
 
 

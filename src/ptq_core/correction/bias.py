@@ -51,7 +51,8 @@ class BiasCorrection:
     Attributes:
         layers: the corrections that help, by the layer's key.
         undone: layers whose correction did not help on the samples that were held back.
-        before: SQNR of the outputs without corrections on those samples, in dB.
+        before: SQNR of the worst output without corrections on those samples, in dB; where another
+            one is why all are undone, of that.
         after: the same with them.
     """
 
@@ -113,9 +114,12 @@ def correct_bias(
         kept = {layer: state[layer] if layer in helps else zero[layer] for layer in state}
         _, new = run.judge(held_back, kept)
     before, after = (min(ratios.values(), default=None) for ratios in (old, new))
-    worse = any(new[name] < old[name] - _SPARED for name in old)
-    if before is not None and after is not None and (worse or after < before + margin):
+    if before is not None and after is not None and after < before + margin:
         return BiasCorrection(undone=tuple(found), before=before, after=after)
+    lost = [name for name in old if new[name] < old[name] - _SPARED]
+    if lost:
+        name = min(lost, key=lambda one: new[one] - old[one])
+        return BiasCorrection(undone=tuple(found), before=old[name], after=new[name])
     return BiasCorrection(
         layers={layer: found[layer] for layer in found if layer in helps},
         undone=tuple(layer for layer in found if layer not in helps),

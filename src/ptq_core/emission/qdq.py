@@ -23,6 +23,7 @@ from ptq_core.arithmetic import (
     weight_parameters,
     widen_for_bias,
 )
+from ptq_core.errors import NumericError
 from ptq_core.graph import operators as ops
 from ptq_core.graph.constants import new_constant
 from ptq_core.graph.names import Names
@@ -31,6 +32,7 @@ from ptq_core.planning import Plan, TensorPlan, WeightPlan, guard_channels
 from ptq_core.target_types import TargetSpec
 
 _GUARD_STEPS = 2**30  # of a bias that guards, from 0 to its largest entry
+_SMALLEST = float(np.finfo(np.float32).tiny)  # step that float32 holds
 _MINIMUM_IR_VERSION = 7  # the one of opset 13
 
 
@@ -50,6 +52,9 @@ def emit(
         target: for the form of biases and guards.
         corrections: of layers, by their keys: gains go into the scales of the weights, offsets
             into the biases, and a layer without a bias gets one.
+
+    Raises:
+        NumericError: a constant that becomes integer holds NaN or infinity.
     """
     graph = prepared.model.graph
     nodes = {ops.key(node): node for node in graph}
@@ -140,7 +145,7 @@ class _Emitter:
 
         Codes are made with ``params``; they stand for multiples of ``scale``.
         """
-        token = (name, params.scale.tobytes() + scale.tobytes() + str(params.axis).encode())
+        token = (name, _token(params) + scale.tobytes())
         if token not in self._weights:
             codes = self._stored_codes(name, array, params)
             scale_value = self.initializer(f"{name}_scale", scale)
@@ -151,7 +156,7 @@ class _Emitter:
         return self._weights[token]
 
     def _stored_codes(self, name: str, array: NDArray[Any], params: QParams) -> ir.Value:
-        token = (name, params.scale.tobytes() + str(params.axis).encode())
+        token = (name, _token(params))
         if token not in self._codes:
             self._codes[token] = self.initializer(f"{name}_quantized", quantize(array, params))
         return self._codes[token]
@@ -170,6 +175,10 @@ class _Emitter:
         self.graph.insert_before(first, node)
 
 
+def _token(params: QParams) -> bytes:
+    return params.scale.tobytes() + params.zero_point.tobytes() + str(params.axis).encode()
+
+
 def _emit_weight(
     emitter: _Emitter,
     nodes: Mapping[str, ir.Node],
@@ -183,8 +192,14 @@ def _emit_weight(
     array = ops.constant(node.inputs[weight.position])
     if array is None:
         raise AssertionError(f"the weights of {weight.node} are no constant")
-    if node.op_type == "Where" and weight.node in plan.tensors:
-        array = _saturated(array, emitter.parameters[plan.tensors[weight.node].source])
+    if weight.node in plan.tensors:
+        array = _saturated(node, array, plan, emitter.parameters)
+    if not np.isfinite(array).all():
+        raise NumericError(
+            f"the constant '{weight.tensor}' of '{ops.label(node)}' holds NaN or infinity, which "
+            "no integer stands for",
+            hint="let the node stay float: skip_quant_node",
+        )
     params = weight_parameters(array, weight.scheme, weight.axis)
     bias, holder, position = _bias_of(nodes, weight, correction)
     name = weight.bias or f"{ops.label(node)}_bias"
@@ -218,12 +233,31 @@ def _emit_weight(
     return None
 
 
-def _saturated(array: NDArray[Any], result: QParams) -> NDArray[Any]:
-    """A constant that is passed on, as it comes out: minus infinity in a mask, say."""
-    scheme, zero_point = result.scheme, int(result.zero_point)
-    low, high = (float(result.scale) * (code - zero_point) for code in (scheme.qmin, scheme.qmax))
-    clipped: NDArray[Any] = np.clip(array, np.float32(low), np.float32(high))
+def _saturated(
+    node: ir.Node, array: NDArray[Any], plan: Plan, parameters: Mapping[str, QParams]
+) -> NDArray[Any]:
+    """A constant without what is lost in the result anyway: minus infinity in a mask, say.
+
+    Where passes it on as it comes out; in front of Softmax a summand needs to go no lower than it
+    takes to push every sum to the end of its range.
+    """
+    result = plan.tensors[ops.key(node)]
+    low, high = _ends(parameters[result.source])
+    if node.op_type == "Add" and (result.softmax_axis is not None or result.masks):
+        (other,) = (one for one in node.inputs if one is not None and one.name in plan.tensors)
+        largest = _ends(parameters[plan.tensors[other.name or ""].source])[1]
+        low, high = low - largest, np.inf
+    elif node.op_type != "Where":
+        return array
+    clipped: NDArray[Any] = np.clip(array, np.float32(min(low, 0.0)), np.float32(high))
     return clipped
+
+
+def _ends(params: QParams) -> tuple[float, float]:
+    """The smallest and the largest number that these codes stand for."""
+    scheme, zero_point = params.scheme, int(params.zero_point)
+    low, high = (float(params.scale) * (code - zero_point) for code in (scheme.qmin, scheme.qmax))
+    return low, high
 
 
 def _bias_of(
@@ -363,9 +397,10 @@ def _guard_by_bias(emitter: _Emitter, node: ir.Node) -> None:
         return
     given = node.inputs[position] if len(node.inputs) > position else None
     bias = np.zeros(_outputs(node), np.float32) if given is None else ops.constant(given)
-    if bias is None:  # computed while running: runtimes leave such a layer alone
-        return
-    scale = float(np.abs(bias).max(initial=0.0)) / _GUARD_STEPS or 1.0
+    if bias is None or not np.isfinite(bias).all():
+        return  # computed while running: runtimes leave such a layer alone
+    largest = float(np.abs(bias).max(initial=0.0))
+    scale = max(largest / _GUARD_STEPS, _SMALLEST) if largest else 1.0
     codes = np.rint(np.asarray(bias, np.float64) / scale).astype(np.int32)
     name = f"{ops.label(node)}_bias" if given is None else given.name or ""
     value = emitter.bias(f"{name}_guard", codes, np.asarray(scale, np.float32))

@@ -54,9 +54,12 @@ class CheckedArithmetic:
         """Reals."""
         with blame(self._record, "dequantizing"):
             reals = self._arithmetic.dequantize(accumulators, input_scale, weight_scale)
-        if np.shape(reals) != accumulators.shape:
-            raise self._wrong(f"the shape {np.shape(reals)}, expected {accumulators.shape}")
-        return np.asarray(reals, np.float32)
+        found = np.asarray(reals)
+        if found.shape != accumulators.shape:
+            raise self._wrong(f"the shape {found.shape}, expected {accumulators.shape}")
+        if found.dtype.kind != "f":
+            raise self._wrong(f"the type {found.dtype}, expected floats")
+        return found.astype(np.float32, copy=False)
 
     def _codes(
         self, codes: NDArray[Any], shape: tuple[int, ...], low: int, high: int

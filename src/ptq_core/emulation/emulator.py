@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq_core.emulation.nodes import FloatNodes
@@ -83,18 +82,13 @@ class Emulator:
             case Layer():
                 return self._layer(step, known)
             case Float():
-                return self._float(step.node, known)
-
-    def _float(self, node: ir.Node, known: Arrays) -> dict[str, NDArray[Any]]:
-        inputs = [None if v is None or not v.name else known[v.name] for v in node.inputs]
-        outputs = self._floats(node, inputs, known, self._program.constants)
-        return dict(zip((v.name for v in node.outputs if v.name), outputs, strict=True))
+                return self._floats(step.node, known, self._program.constants)
 
     def _encoded(self, values: NDArray[Any], form: Quantized) -> NDArray[Any]:
         low, high = form.limits
-        codes = self._arithmetic.quantize(
-            np.asarray(values, np.float32), float(form.scale), int(form.zero_point), low, high
-        )
+        # what is not a number gets the lowest code, as in onnxruntime; devices are not asked
+        reals = np.fmax(values, -np.inf, dtype=np.float32)
+        codes = self._arithmetic.quantize(reals, float(form.scale), int(form.zero_point), low, high)
         return np.asarray(codes).astype(form.zero_point.dtype)
 
     # ------------------------------------------------------------------------------ a layer

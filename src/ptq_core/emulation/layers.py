@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ptq_core.emulation.parameters import Parameters
 from ptq_core.emulation.steps import Layer, Quantized
@@ -15,20 +14,6 @@ from ptq_core.graph import operators as ops
 
 _BIAS_BYTES = 4  # an int32 bias is added to the sums
 _MATRIX = 2
-
-
-@dataclass(kw_only=True)
-class _Chain:
-    """A linear operator and what follows it, as far as it is merged."""
-
-    left: Quantized
-    right: Quantized
-    nodes: list[ir.Node]
-    end: ir.Value
-    bias: NDArray[np.float64] | None = None
-    exact: bool = False
-    bounds: tuple[float, float] = (-np.inf, np.inf)
-    result: Quantized | None = None
 
 
 class Layers:
@@ -52,23 +37,11 @@ class Layers:
         left, right = (self._operand(value) for value in node.inputs[:2])
         if left is None or right is None or not self._fits(node, left, right):
             return None
-        chain = _Chain(left=left, right=right, nodes=[node], end=node.outputs[0])
+        plain = Layer(node=node, left=left, right=right, output=node.outputs[0].name or "")
         position = ops.LINEAR[node.op_type].bias
         bias = node.inputs[position] if position and position < len(node.inputs) else None
-        if bias is not None and not self._take_bias(chain, bias):
-            return None
-        self._follow(chain)
-        layer = Layer(
-            node=node,
-            left=left,
-            right=right,
-            bias=chain.bias,
-            exact_bias=chain.exact,
-            bounds=chain.bounds,
-            result=chain.result,
-            output=chain.end.name or "",
-        )
-        return layer, chain.nodes
+        layer = plain if bias is None else self._with_bias(plain, bias)
+        return None if layer is None else self._with_what_follows(layer)
 
     def _operand(self, value: ir.Value | None) -> Quantized | None:
         return None if value is None else self._decoded.get(value.name or "")
@@ -94,8 +67,8 @@ class Layers:
             return "output_shape" not in node.attributes and auto in ("NOTSET", "VALID")
         return True
 
-    def _take_bias(self, chain: _Chain, value: ir.Value | None) -> bool:
-        """Let the chain have this bias, if it is one number for each channel."""
+    def _with_bias(self, layer: Layer, value: ir.Value | None) -> Layer | None:
+        """The layer with this bias; None if that is not one number for each channel."""
         constants = self._parameters.constants
         quantized, array = self._operand(value), self._parameters.constant(value)
         if quantized is not None and quantized.codes in constants:
@@ -105,47 +78,57 @@ class Layers:
         elif array is not None and array.dtype == np.float32:
             reals, exact = array.astype(np.float64), False
         else:
-            return False
-        if reals.size not in (1, self._channels(chain)):
-            return False
-        if reals.ndim and reals.shape[-1] != reals.size:
-            return False
-        chain.bias, chain.exact = reals.reshape(-1), exact
-        return True
+            return None
+        if reals.size not in (1, self._channels(layer)):
+            return None
+        if reals.ndim and (reals.shape[-1] != reals.size or reals.ndim > _rank(layer.node)):
+            return None
+        return replace(layer, bias=reals.reshape(-1), exact_bias=exact)
 
-    def _channels(self, chain: _Chain) -> int:
-        node, weights = chain.nodes[0], self._parameters.constants.get(chain.right.codes)
+    def _channels(self, layer: Layer) -> int:
+        node, weights = layer.node, self._parameters.constants.get(layer.right.codes)
         if weights is None:
             return 1
         groups = int(ops.attribute(node, "group", 1)) if ops.shares_channels(node) else 1
         return int(weights.shape[ops.channel_axis(node, weights.ndim)]) * groups
 
-    def _follow(self, chain: _Chain) -> None:
-        """Take in what follows: a bias that is added, activations, the quantization."""
-        may_add = chain.nodes[0].op_type in ("MatMul", "Gemm") and chain.bias is None
-        while (reader := self._only_reader(chain.end)) is not None:
+    def _with_what_follows(self, layer: Layer) -> tuple[Layer, list[ir.Node]]:
+        """Merge what follows: a bias that is added, activations, the quantization."""
+        nodes = [layer.node]
+        may_add = layer.node.op_type in ("MatMul", "Gemm") and layer.bias is None
+        while (reader := self._only_reader(nodes[-1].outputs[0])) is not None:
+            end = nodes[-1].outputs[0]
             bounds = ops.activation_bounds(reader)
-            if reader.op_type == "QuantizeLinear" and reader.inputs[0] is chain.end:
+            merged: Layer | None = None
+            if reader.op_type == "QuantizeLinear" and reader.inputs[0] is end:
                 encode = self._parameters.encode(reader)
-                if encode is not None:
-                    chain.result = encode.quantized
-                    chain.nodes.append(reader)
-                return
+                if encode is None:
+                    break
+                return replace(layer, result=encode.quantized), [*nodes, reader]
             if reader.op_type == "Add" and ops.is_standard(reader) and may_add:
-                other = next((one for one in reader.inputs if one is not chain.end), None)
-                if not self._take_bias(chain, other):
-                    return
+                other = next((one for one in reader.inputs if one is not end), None)
+                merged = self._with_bias(layer, other)
             elif bounds is not None:
-                low, high = (float(np.clip(bound, *bounds)) for bound in chain.bounds)
-                chain.bounds = low, high
-            else:
-                return
+                low, high = (float(np.clip(bound, *bounds)) for bound in layer.bounds)
+                merged = replace(layer, bounds=(low, high))
+            if merged is None:
+                break
+            layer = replace(merged, output=reader.outputs[0].name or "")
             may_add = False
-            chain.nodes.append(reader)
-            chain.end = reader.outputs[0]
+            nodes.append(reader)
+        return layer, nodes
 
     def _only_reader(self, value: ir.Value) -> ir.Node | None:
+        """The node that alone reads a value that is no output, in this graph itself."""
         uses = list(value.uses())
         if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not self._graph:
             return None
         return uses[0].node
+
+
+def _rank(node: ir.Node) -> int:
+    """How many axes the result of a layer has, at least: more of a bias would add to them."""
+    shape = node.outputs[0].shape
+    if shape is not None:
+        return len(shape)
+    return _MATRIX if node.op_type == "Gemm" else 1

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq_core.emulation.steps import captured
+from ptq_core.emulation.steps import node_reads
 from ptq_core.graph.operators import label
 from ptq_core.plugins import Registered, blame
 from ptq_core.types import Runner, RunnerEntry
@@ -39,35 +39,28 @@ class FloatNodes:
     def __call__(
         self,
         node: ir.Node,
-        inputs: Sequence[NDArray[Any] | None],
-        around: Mapping[str, NDArray[Any]] | None = None,
-        constants: Mapping[str, NDArray[Any]] | None = None,
-    ) -> list[NDArray[Any]]:
-        """The outputs of a node; those that nobody named are left out.
+        known: Mapping[str, NDArray[Any]],
+        constants: Mapping[str, NDArray[Any]],
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs of a node, by their names.
 
         Args:
             node: what to compute.
-            inputs: in their order, None for one that is left out.
-            around: what its bodies read of the graph around them.
-            constants: which of all these never change, by name.
+            known: what it reads.
+            constants: which of that never changes.
         """
-        names = [value.name if value is not None else "" for value in node.inputs]
-        arrays = {
-            name: array
-            for name, array in zip(names, inputs, strict=True)
-            if name and array is not None
-        }
-        arrays |= {value.name or "": (around or {})[value.name or ""] for value in captured(node)}
-        fixed = {name: arrays.pop(name) for name in list(arrays) if name in (constants or {})}
+        names = dict.fromkeys(node_reads(node))
+        fixed = {name: constants[name] for name in names if name in constants}
+        feeds = {name: known[name] for name in names if name not in constants}
         outputs = [value.name for value in node.outputs if value.name]
-        key = (node, tuple((name, one.dtype, one.ndim) for name, one in arrays.items()))
+        key = (node, tuple((name, one.dtype, one.ndim) for name, one in feeds.items()))
         with blame(self._runner.record, f"computing {label(node)} ({node.op_type})"):
             if key not in self._made:
-                model = self._model(node, arrays, fixed, outputs)
+                model = self._model(node, feeds, fixed, outputs)
                 factory = self._runner.entry.faithful or self._runner.entry.factory
                 self._made[key] = factory(model, self._options)
-            results = self._made[key].run(arrays)
-        return [np.asarray(results[name]) for name in outputs]
+            results = self._made[key].run(feeds)
+        return {name: np.asarray(results[name]) for name in outputs}
 
     def _model(
         self,

@@ -161,13 +161,15 @@ class Pair:
         return closeness
 
     def result(self) -> tuple[TensorComparison, ...]:
-        """All tensors: the outputs, then those first that are the least alike."""
+        """All tensors: the outputs, then those first that are the least alike.
+
+        With a device it is its noise that counts, then the file's.
+        """
         made = [self._tensor(one) for one in self._watched]
         made = [one for one in made if one.file_to_float or one.device_to_file]
 
-        def order(one: TensorComparison) -> tuple[bool, float]:
-            likeness = one.device_to_file or one.file_to_float
-            return not one.output, np.inf if likeness is None else likeness.sqnr
+        def order(one: TensorComparison) -> tuple[bool, float, float]:
+            return not one.output, _rank(one.device_to_file), _rank(one.file_to_float)
 
         return tuple(sorted(made, key=order))
 
@@ -203,6 +205,13 @@ def _open(
         return factory(form, options).run
 
 
+def _rank(one: Likeness | None) -> float:
+    """What to sort by: no number first, for it is the worst, and what is not compared last."""
+    if one is None:
+        return np.inf
+    return -np.inf if np.isnan(one.sqnr) else one.sqnr
+
+
 def _reals(one: Watched, array: NDArray[Any]) -> NDArray[Any]:
     return array if one.quantized is None else one.quantized.decoded(array)
 
@@ -220,7 +229,7 @@ def input_codes(model: ir.Model) -> dict[str, Quantized]:
 
 
 def _same_names(floats: ir.Model, after: ir.Model) -> Iterator[Watched]:
-    """Float tensors that both models have; a quantized one is looked at as it is decoded."""
+    """Float tensors and outputs that both models have; of codes the reals are compared."""
     parameters, outputs = Parameters(after.graph), {value.name for value in after.graph.outputs}
     encoded: dict[str, Quantized] = {}
     for node in after.graph:
@@ -232,7 +241,8 @@ def _same_names(floats: ir.Model, after: ir.Model) -> Iterator[Watched]:
     for node in floats.graph:
         for value in node.outputs:
             name = value.name or ""
-            if name not in made or value.dtype not in REALS:
+            comparable = value.dtype in REALS and isinstance(value.type, ir.TensorType)
+            if name not in made or not (comparable or name in outputs):
                 continue
             codes = encoded.get(name)
             is_codes = codes is not None and (name not in outputs or codes.codes == name)

@@ -57,6 +57,8 @@ class Parameters:
         zero_point = self.constant(given)
         if scale is None or scale.dtype != np.float32 or (given is not None and zero_point is None):
             return None
+        if not (np.isfinite(scale) & (scale > 0)).all():  # only ONNX itself says what comes of it
+            return None
         if zero_point is None:
             kind = self._code_type(node)
             if kind is None:

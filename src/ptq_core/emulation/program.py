@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from ptq_core.emulation.layers import Layers
+from ptq_core.emulation.nodes import FloatNodes
 from ptq_core.emulation.parameters import Parameters
 from ptq_core.emulation.steps import (
     Decode,
@@ -20,11 +19,10 @@ from ptq_core.emulation.steps import (
     Step,
     Watched,
     makes,
+    node_reads,
     reads,
 )
 from ptq_core.graph import operators as ops
-
-Run = Callable[[ir.Node, Sequence[NDArray[Any] | None]], Sequence[NDArray[Any]]]
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
@@ -42,18 +40,18 @@ def simplified(model: ir.Model) -> ir.Model:
     return model
 
 
-def make_program(model: ir.Model, run: Run) -> Program:
+def make_program(model: ir.Model, nodes: FloatNodes) -> Program:
     """Find the layers of a quantized model, and what is constant.
 
     Args:
         model: as :func:`simplified` leaves it; it is not changed.
-        run: computes one node, for what follows from constants alone.
+        nodes: compute what follows from constants alone.
     """
     graph = model.graph
     parameters = Parameters(graph)
     outputs = tuple(value.name or "" for value in graph.outputs)
     needed, kept = set(outputs), []
-    for step in reversed(list(_steps(graph, parameters, run))):
+    for step in reversed(list(_steps(graph, parameters, nodes))):
         if needed.intersection(makes(step)):
             kept.append(step)
             needed.update(reads(step))
@@ -73,9 +71,9 @@ def make_program(model: ir.Model, run: Run) -> Program:
     )
 
 
-def _steps(graph: ir.Graph, parameters: Parameters, run: Run) -> Iterator[Step]:
+def _steps(graph: ir.Graph, parameters: Parameters, float_nodes: FloatNodes) -> Iterator[Step]:
     """Every step, in an order in which they can be taken."""
-    folded = {node for node in graph if _fold(node, parameters, run)}
+    folded = {node for node in graph if _fold(node, parameters, float_nodes)}
     decodes = {node: one for node in graph if (one := parameters.decode(node)) is not None}
     decoded = {one.output: one.quantized for one in decodes.values()}
     layers = Layers(graph, parameters, decoded)
@@ -101,18 +99,14 @@ def _steps(graph: ir.Graph, parameters: Parameters, run: Run) -> Iterator[Step]:
         merged.update(nodes)
 
 
-def _fold(node: ir.Node, parameters: Parameters, run: Run) -> bool:
+def _fold(node: ir.Node, parameters: Parameters, float_nodes: FloatNodes) -> bool:
     """Compute a node of constants; weights stay integers."""
     if node.op_type in _RANDOM or ops.has_subgraph(node) or parameters.decode(node) is not None:
         return False
-    inputs = [parameters.constant(value) for value in node.inputs]
-    if any(
-        array is None and value is not None and value.name
-        for array, value in zip(inputs, node.inputs, strict=True)
-    ):
+    constants = parameters.constants
+    if any(name not in constants for name in node_reads(node)):
         return False
-    names = (value.name for value in node.outputs if value.name)
-    parameters.constants.update(zip(names, run(node, inputs), strict=True))
+    constants.update(float_nodes(node, constants, constants))
     return True
 
 

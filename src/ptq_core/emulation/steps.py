@@ -148,9 +148,7 @@ def reads(step: Step) -> Iterator[str]:
     """The tensors that a step needs."""
     match step:
         case Float():
-            node = step.node
-            yield from (value.name for value in node.inputs if value is not None and value.name)
-            yield from (value.name or "" for value in captured(node))
+            yield from node_reads(step.node)
         case Decode():
             yield step.quantized.codes
         case Encode():
@@ -173,19 +171,18 @@ def makes(step: Step) -> Iterator[str]:
             yield step.output if step.result is None else step.result.codes
 
 
-def captured(node: ir.Node) -> Iterator[ir.Value]:
-    """The values of the graph around a node that its bodies read."""
-    seen: set[str] = set()
+def node_reads(node: ir.Node) -> Iterator[str]:
+    """The tensors that a node needs: its inputs, and what its bodies read of the graph around."""
+    yield from (value.name for value in node.inputs if value is not None and value.name)
     for body in _bodies(node):
         for inner in body.all_nodes():
             for value in inner.inputs:
-                if value is None or not value.name or value.name in seen:
+                if value is None or not value.name:
                     continue
                 producer = value.producer()
                 owner = value.graph if producer is None else producer.graph
                 if owner is node.graph:
-                    seen.add(value.name)
-                    yield value
+                    yield value.name
 
 
 def _bodies(node: ir.Node) -> Iterator[ir.Graph]:

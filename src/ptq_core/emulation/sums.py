@@ -20,8 +20,6 @@ from ptq_core.emulation.products import (
 from ptq_core.emulation.steps import Layer, Quantized
 from ptq_core.graph import operators as ops
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Weights:
@@ -44,7 +42,7 @@ def constant_weights(layer: Layer, codes: NDArray[Any]) -> Weights:
     node, form = layer.node, layer.right
     shaped = form.centered(codes)
     groups = int(ops.attribute(node, "group", 1))
-    if node.op_type in _CONVOLUTIONS:  # [M, C / groups, *kernel] or [C, M / groups, *kernel]
+    if node.op_type in ops.CONVOLUTIONS:  # [M, C / groups, *kernel] or [C, M / groups, *kernel]
         shaped = shaped.reshape(groups, -1, *shaped.shape[1:])
         ends = (-3, -1, -2) if node.op_type == "Conv" else (-3, -2, -1)
         shaped = np.moveaxis(shaped, (0, 1, 2), ends)
@@ -96,7 +94,7 @@ def sums_of(node: ir.Node, left: NDArray[Any], weights: NDArray[Any]) -> NDArray
         left: centered codes as ONNX has them.
         weights: as :class:`Weights` has them.
     """
-    if node.op_type not in _CONVOLUTIONS:
+    if node.op_type not in ops.CONVOLUTIONS:
         return product(left.astype(weights.dtype), weights)
     groups = int(ops.attribute(node, "group", 1))
     window = _window(node, left.shape[2:], weights.shape[:-3])
@@ -106,7 +104,7 @@ def sums_of(node: ir.Node, left: NDArray[Any], weights: NDArray[Any]) -> NDArray
 
 def as_written(node: ir.Node, array: NDArray[Any]) -> NDArray[Any]:
     """A layer's result with its channels where ONNX has them."""
-    if node.op_type in _CONVOLUTIONS:
+    if node.op_type in ops.CONVOLUTIONS:
         return np.ascontiguousarray(np.moveaxis(array, -1, 1))
     return array
 

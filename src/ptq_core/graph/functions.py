@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq_core.graph.operators import attribute, constant, is_standard, scalar
+from ptq_core.graph.operators import attribute, constant, is_standard, rank
 
 Array = NDArray[np.float64]
 
@@ -31,27 +31,36 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(value: ir.Value | None, source: ir.Value, given: Array) -> Any:
-    """What ``value`` is where ``source`` is ``given``; None where it is not made of that alone."""
-    return _evaluate(value, {source: given}, 0)
+    """What ``value`` is where ``source`` is ``given``.
+
+    None where it is not made of that and of single numbers alone, or where one of these has more
+    dimensions than ``source``, which the result would take over.
+    """
+    known: dict[ir.Value, Any] = {source: given}
+    return _evaluate(value, known, rank(source) or 0, 0)
 
 
-def _evaluate(value: ir.Value | None, known: dict[ir.Value, Any], depth: int) -> Any:
-    number = scalar(value)
-    if number is not None or value is None:
-        return number
+def _evaluate(
+    value: ir.Value | None, known: dict[ir.Value, Any], most_axes: int, depth: int
+) -> Any:
+    array = constant(value)
+    if array is not None:
+        return float(array.item()) if array.size == 1 and array.ndim <= most_axes else None
+    if value is None:
+        return None
     if value not in known:
-        known[value] = _result(value.producer(), known, depth)
+        known[value] = _result(value.producer(), known, most_axes, depth)
     return known[value]
 
 
-def _result(node: ir.Node | None, known: dict[ir.Value, Any], depth: int) -> Any:
+def _result(node: ir.Node | None, known: dict[ir.Value, Any], most_axes: int, depth: int) -> Any:
     if node is None or not is_standard(node) or depth > _DEEPEST:
         return None
     if node.op_type == "ReduceMean":
-        return _mean(node, _evaluate(node.inputs[0], known, depth + 1))
+        return _mean(node, _evaluate(node.inputs[0], known, most_axes, depth + 1))
     if node.op_type not in FUNCTIONS:
         return None
-    operands = [_evaluate(one, known, depth + 1) for one in node.inputs]
+    operands = [_evaluate(one, known, most_axes, depth + 1) for one in node.inputs]
     if any(operand is None for operand in operands):
         return None
     with np.errstate(all="ignore"):  # another function than the one that is looked for

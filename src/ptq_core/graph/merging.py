@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ptq_core.graph.constants import new_constant
 from ptq_core.graph.functions import FUNCTIONS, Array, evaluate, reduced_axes
+from ptq_core.graph.names import Names
 from ptq_core.graph.operators import (
     attribute,
     constant,
@@ -30,7 +31,11 @@ from ptq_core.graph.operators import (
 )
 from ptq_core.graph.prepared import Prepared, only_consumer, swap_node
 
-_OPSETS = {"Gelu": 20, "LayerNormalization": 17, "LpNormalization": 1}  # that know the operator
+MERGED_SINCE = {
+    "Gelu": 20,
+    "LayerNormalization": 17,
+    "LpNormalization": 1,
+}  # that know the operator
 _TOLERANCE = 2e-5  # constants are written with 5 digits and more; the two Gelus differ by 5e-4
 _BEFORE, _AFTER = 12, 4  # nodes of the longest known spellings, before and behind the anchor
 _NOTHING = 1e-6  # a length that keeps a division defined
@@ -43,7 +48,8 @@ def merge_operators(prepared: Prepared, names: Collection[str]) -> None:
     Args:
         prepared: the model; nodes that are put together remember the names of their parts.
         names: ``Gelu`` (of Erf, or of Tanh), ``LayerNormalization`` (over the last axis),
-            ``LpNormalization`` (division by the Euclidean length).
+            ``LpNormalization`` (division by the Euclidean length; what keeps that from zero, up to
+            1e-6, is left out).
     """
     merges = {
         "Gelu": _merge_gelu,
@@ -52,8 +58,10 @@ def merge_operators(prepared: Prepared, names: Collection[str]) -> None:
     }
     opset = prepared.model.graph.opset_imports.get("", 1)
     for name in names:
-        if opset < _OPSETS[name]:
-            prepared.notes.append(f"{name} is not put together: it needs opset {_OPSETS[name]}")
+        if opset < MERGED_SINCE[name]:
+            prepared.notes.append(
+                f"{name} is not put together: it needs opset {MERGED_SINCE[name]}"
+            )
             continue
         anchors = [node for node in prepared.model.graph if is_standard(node)]
         merged = sum(merges[name](prepared, node) for node in anchors if node.graph is not None)
@@ -67,7 +75,7 @@ def merge_operators(prepared: Prepared, names: Collection[str]) -> None:
 def _merge_gelu(prepared: Prepared, anchor: ir.Node) -> bool:
     if anchor.op_type not in ("Erf", "Tanh"):
         return False
-    points = np.linspace(-6.0, 6.0, 97)
+    points = np.append(np.linspace(-6.0, 6.0, 97), (-1e3, 1e3))
     within = FUNCTIONS["Erf"](points / math.sqrt(2))
     attributes = {}
     if anchor.op_type == "Tanh":
@@ -96,8 +104,12 @@ def _merge_normalization(prepared: Prepared, anchor: ir.Node) -> bool:
     epsilon = _epsilon(anchor)
     for end in _behind(anchor):
         for source in reversed(list(_before(anchor))):  # x, rather than x without its mean
-            if is_float(source) and _normalizes(end, source, epsilon):
-                return _put_normalization(prepared, end, source, epsilon)
+            *axes, width = dimensions(source) or (None,)
+            if not is_float(source) or not isinstance(width, int):
+                continue  # its factors are as many as the width
+            if _normalizes(end, source, len(axes), epsilon):
+                _put_normalization(prepared, end, source, width, epsilon)
+                return True
     return False
 
 
@@ -110,11 +122,13 @@ def _epsilon(anchor: ir.Node) -> float:
     return numbers[0] if numbers else 0.0
 
 
-def _normalizes(end: ir.Node, source: ir.Value, epsilon: float) -> bool:
-    axes = rank(source) or 3  # negative axes fit any rank, others need the right one
+def _normalizes(end: ir.Node, source: ir.Value, axes: int, epsilon: float) -> bool:
+    """Whether that is what is computed along the last axis, with so many before it."""
+    if not 0 <= epsilon < math.inf:
+        return False
     draw = np.random.default_rng(0)
-    for size in (1.0, max(math.sqrt(abs(epsilon)), 1e-6)):  # where epsilon counts
-        rows = draw.standard_normal((*(2,) * (axes - 1), _WIDTH)) * size + size
+    for size in (1.0, max(math.sqrt(epsilon), 1e-6)):  # where epsilon counts
+        rows = draw.standard_normal((*(2,) * axes, _WIDTH)) * size + size
         mean, variance = rows.mean(-1, keepdims=True), rows.var(-1, keepdims=True)
         expected = (rows - mean) / np.sqrt(variance + epsilon)
         if not _close(evaluate(end.outputs[0], source, rows), expected):
@@ -122,43 +136,39 @@ def _normalizes(end: ir.Node, source: ir.Value, epsilon: float) -> bool:
     return True
 
 
-def _put_normalization(prepared: Prepared, end: ir.Node, source: ir.Value, epsilon: float) -> bool:
-    """With the factors and summands per channel that follow; False where no width is known."""
-    dims = dimensions(source)
-    channels = dims[-1] if dims else None
-    last = end
-    factor, behind = _operand(last, "Mul", channels)
-    if factor is not None and behind is not None:
-        last, channels = behind, factor.size
-    summand, behind = _operand(last, "Add", channels) if factor is not None else (None, None)
-    if summand is not None and behind is not None:
-        last = behind
-    if not isinstance(channels, int):
-        return False
-    factor = np.ones(channels, np.float32) if factor is None else factor
-    graph, name = prepared.model.graph, last.outputs[0].name
-    inputs = [source, new_constant(graph, f"{name}_factor", factor)]
+def _put_normalization(
+    prepared: Prepared, end: ir.Node, source: ir.Value, width: int, epsilon: float
+) -> None:
+    """With the factors and summands per channel that follow."""
+    axes = rank(source) or 0
+    factor, last = _operand(end, "Mul", width, axes)
+    summand, last = _operand(last, "Add", width, axes) if factor is not None else (None, last)
+    if factor is None:
+        factor = np.ones(width, np.float32)
+    graph, name, free = prepared.model.graph, last.outputs[0].name, Names(prepared.model).free
+    inputs = [source, new_constant(graph, free(f"{name}_factor"), factor)]
     if summand is not None:
-        inputs.append(new_constant(graph, f"{name}_summand", summand))
+        inputs.append(new_constant(graph, free(f"{name}_summand"), summand))
     attributes: dict[str, Any] = {"axis": -1, "epsilon": epsilon}
     _put(prepared, last, ir.node("LayerNormalization", inputs, attributes, name=last.name), source)
-    return True
 
 
 def _operand(
-    node: ir.Node, op_type: str, channels: object
-) -> tuple[NDArray[np.float32] | None, ir.Node | None]:
-    """The numbers per channel with which the only reader multiplies, or that it adds."""
+    node: ir.Node, op_type: str, width: int, axes: int
+) -> tuple[NDArray[np.float32] | None, ir.Node]:
+    """The numbers per channel with which the only reader multiplies, or that it adds; the reader.
+
+    None and the node itself where there are none.
+    """
     reader = only_consumer(node.outputs[0])
     if reader is None or reader.op_type != op_type or not is_standard(reader):
-        return None, None
+        return None, node
     other = next((v for v in reader.inputs if v is not node.outputs[0]), None)
     array = constant(other)
-    if array is None or array.ndim == 0 or array.dtype != np.float32:
-        return None, None
-    per_channel = array.shape[-1] == array.size and (channels == array.size or array.ndim == 1)
-    if not per_channel or (isinstance(channels, int) and channels != array.size):
-        return None, None
+    if array is None or array.dtype != np.float32 or not 0 < array.ndim <= axes:
+        return None, node
+    if array.shape[-1] != width or array.size != width:
+        return None, node
     return np.ascontiguousarray(array.reshape(-1)), reader
 
 
@@ -169,7 +179,7 @@ def _merge_length(prepared: Prepared, anchor: ir.Node) -> bool:
     if anchor.op_type != "ReduceL2" or not attribute(anchor, "keepdims", 1):
         return False
     axes, source = reduced_axes(anchor), anchor.inputs[0]
-    if axes is None or len(axes) != 1 or source is None:
+    if axes is None or len(axes) != 1 or source is None or not is_float(source):
         return False
     length, reader = anchor.outputs[0], only_consumer(anchor.outputs[0])
     while reader is not None and _keeps_length(reader, length, source):
@@ -187,13 +197,14 @@ def _keeps_length(node: ir.Node, length: ir.Value, source: ir.Value) -> bool:
     """Whether the node only guards against a division by zero, or repeats the length."""
     if not is_standard(node) or node.inputs[0] is not length:
         return False
+    shape = dimensions(source)
     if node.op_type == "Expand":
-        shape = dimensions(source)
-        return shape is not None and dimensions(node.outputs[0]) == shape
-    if node.op_type == "Clip" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return shape is not None and None not in shape and dimensions(node.outputs[0]) == shape
+    _, guard, *further = (*node.inputs, None)
+    array = constant(guard)
+    if node.op_type not in ("Clip", "Max", "Add") or any(further) or array is None:
         return False
-    guard = scalar(node.inputs[1]) if len(node.inputs) > 1 else None
-    return node.op_type in ("Clip", "Max", "Add") and guard is not None and 0 <= guard <= _NOTHING
+    return array.ndim <= len(shape or ()) and array.size == 1 and 0 <= array.item() <= _NOTHING
 
 
 # ------------------------------------------------------------------------------------- all
@@ -227,7 +238,7 @@ def _close(found: Any, expected: Array) -> bool:
     return (
         isinstance(found, np.ndarray)
         and found.shape == expected.shape
-        and bool(np.allclose(found, expected, rtol=0, atol=_TOLERANCE))
+        and bool(np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
     )
 
 

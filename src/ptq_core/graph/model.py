@@ -196,6 +196,11 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
+def data_name(path: Path) -> str:
+    """Of the file beside a model's for weights that are too large for it."""
+    return path.name + ".data"
+
+
 def save_model(
     model: ir.Model, path: Path, beside: Mapping[str, bytes] | None = None
 ) -> list[Path]:
@@ -209,7 +214,7 @@ def save_model(
     large = model_bytes(model) >= EXTERNAL_DATA_THRESHOLD
     with tempfile.TemporaryDirectory(prefix=".ptq-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
-        data = path.name + ".data"
+        data = data_name(path)
         if large:
             ir.save(model, scratch, external_data=data)
             names = [data, path.name]  # the model last: it is what others look for

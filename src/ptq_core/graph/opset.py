@@ -40,6 +40,11 @@ def raise_opset(model: ir.Model, minimum: int) -> tuple[ir.Model, list[str]]:
     try:
         proto = onnx.version_converter.convert_version(ir.to_proto(model), minimum)
     except Exception as error:
+        for name, tensor in parked.items():  # as it was: the caller may make do with less
+            value = next(one for one in model.graph.inputs if one.name == name)
+            model.graph.inputs.remove(value)
+            value.const_value = tensor
+            model.graph.register_initializer(value)
         raise ModelError(
             f"its opset is {found}, {minimum} is needed, and the upgrade failed: {error}", hint=hint
         ) from error

@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ptq_core.errors import ModelError
 from ptq_core.graph import folding
 from ptq_core.graph.constants import fold_constants, new_constant
-from ptq_core.graph.merging import merge_operators
+from ptq_core.graph.merging import MERGED_SINCE, merge_operators
 from ptq_core.graph.operators import (
     attribute,
     constant,
@@ -55,7 +56,7 @@ def prepare(
     _widen_half(prepared)
     common.RemoveInitializersFromInputsPass()(prepared.model)
     names = {key(node): label(node) for node in prepared.model.graph}
-    prepared.model, note = raise_opset(prepared.model, minimum_opset)
+    prepared.model, note = _raise_opset(prepared.model, minimum_opset, merge)
     prepared.notes += note
     _name_nodes(prepared.model, names)  # the upgrade drops the names of what it replaces
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(prepared.model)
@@ -73,6 +74,17 @@ def prepare(
     _forget_unknown_shapes(prepared.model.graph)
     _infer_shapes(prepared)
     return prepared
+
+
+def _raise_opset(
+    model: ir.Model, minimum: int, merge: Collection[str]
+) -> tuple[ir.Model, list[str]]:
+    """To what the operators that are put together need, if that can be done; else as demanded."""
+    wanted = max([minimum, *(MERGED_SINCE[name] for name in merge)])
+    try:
+        return raise_opset(model, wanted)
+    except ModelError:
+        return raise_opset(model, minimum)
 
 
 def _use_short_domain(model: ir.Model) -> None:

@@ -11,18 +11,16 @@ from ptq_core.calibration import Method
 from ptq_core.config import Config, resolve_path, validate_options
 from ptq_core.errors import ConfigError, DataError, InputError, Problem
 from ptq_core.jobs.job import Job
-from ptq_core.plugins import PluginHost, PluginRecord, Registered, blame
-from ptq_core.samples import (
-    Samples,
-    samples_from_arrays,
-    samples_from_files,
-)
+from ptq_core.jobs.report import Settings
+from ptq_core.plugins import PluginHost, PluginRecord, Registered, blame, guarded
+from ptq_core.samples import Samples, samples_from_arrays, samples_from_files
 from ptq_core.target_types import TargetEntry
 from ptq_core.targets import is_target_file, target_from_toml
 from ptq_core.types import (
     CalibratorEntry,
     Encoding,
     EncodingEntry,
+    ModelInput,
     NoOptions,
     PreprocessorEntry,
     RunnerEntry,
@@ -38,7 +36,7 @@ class Device:
     """The target of a job.
 
     Attributes:
-        entry: with the spec that the options ask for.
+        entry: with the spec that the options ask for, and functions that name their plugin.
         record: its plugin, None where it is a TOML file.
         options: those, as the entry's options class makes them.
         warnings: about the options.
@@ -62,13 +60,12 @@ def find_target(config: Config, host: PluginHost) -> Device:
         return Device(entry=target_from_toml(path), record=None)
     with named_at(config, "full_quant_param", "target_device"):
         found = host.target(config.target)
-    entry = found.entry
+    entry = guarded(found)
     options, warnings = validate_options(
         entry.options, "target", entry.name, config, aliases=entry.aliases
     )
     if entry.configure is not None:
-        with blame(found.record, f"configuring {entry.name}"):
-            entry = replace(entry, spec=entry.configure(entry.spec, options))
+        entry = replace(entry, spec=entry.configure(entry.spec, options))
     return Device(
         entry=entry, record=found.record, options=options, warnings=tuple(map(str, warnings))
     )
@@ -113,46 +110,80 @@ def find_samples(job: Job, data: Iterable[Any] | None) -> Samples:
     if reader is None or config.data is None:
         return samples_from_arrays(() if data is None else data, job.inputs)
     options = _options(job, "preprocessor", reader)
+    size = config.data.calibrate_size
+    return folder_samples(config, size, job.inputs, reader, options, job.settings, job.report.notes)
+
+
+def folder_samples(
+    config: Config,
+    size: int,
+    inputs: Sequence[ModelInput],
+    reader: Registered[PreprocessorEntry],
+    options: Any,
+    settings: Settings,
+    notes: list[str],
+) -> Samples:
+    """The samples in the config's folders, the first so many of them; notes say how they are read.
+
+    Args:
+        config: names the folders.
+        size: how many to use; the others are held out.
+        inputs: of the model.
+        reader: of :func:`find_reader`.
+        options: its options.
+        settings: what to do with bad samples, and with too few of them.
+        notes: get what the user should know.
+
+    Raises:
+        ConfigError: the folders do not fit the model's inputs.
+        DataError: a folder has no samples.
+    """
+    assert config.data is not None
     folders = {}
     for name, text in config.data.calibrate_path.items():
         folders[name], note = resolve_path(config, text)
         if note:
-            job.report.notes.append(note)
-    for item in job.inputs:
+            notes.append(note)
+    for item in inputs:
         if len(item.shape) == 4 and item.data_layout is not None:
-            job.report.notes.append(
-                f"input '{item.name}': the model takes {item.layout}, "
-                f"{reader.entry.name} buffers are read as {item.data_layout}"
-                if reader.entry.name == "BIN"
-                else f"input '{item.name}': the model takes {item.layout}"
-            )
+            buffers = f", BIN buffers are read as {item.data_layout}"
+            said = buffers if reader.entry.name == "BIN" else ""
+            notes += [f"input '{item.name}': the model takes {item.layout}{said}"]
     return samples_from_files(
         folders,
-        config.data.calibrate_size,
-        job.inputs,
+        size,
+        inputs,
         reader,
         options,
-        strict=job.settings.strict,
-        skip_bad=job.settings.skip_bad,
+        strict=settings.strict,
+        skip_bad=settings.skip_bad,
         location=config.locate("data_preprocess_param", "calibrate_path"),
     )
 
 
 def find_runner(job: Job) -> tuple[Registered[RunnerEntry], Any]:
-    """The runner that the config names, else the best that is installed."""
-    config, host = job.config, job.host
-    if config.runner is not None:
-        runner = host.runner(config.runner)
-    else:
-        installed = {one.entry.name: one for one in host.entries("runner")}
-        name = next((name for name in _PREFERRED_RUNNERS if name in installed), None)
-        runner = host.runner(name or _PREFERRED_RUNNERS[0])
-        if name != _PREFERRED_RUNNERS[0]:
-            job.report.warnings.append(
-                f"runner '{runner.entry.name}' is used, which is slow; "
-                "pip install ptq-runner-onnxruntime"
-            )
+    """The runner that the config names, else the best that is installed, and its options."""
+    runner = choose_runner(job.config, job.host, job.report.warnings)
     return runner, _options(job, "runner", runner)
+
+
+def choose_runner(config: Config, host: PluginHost, warnings: list[str]) -> Registered[RunnerEntry]:
+    """The runner that the config names, else the best that is installed; a slow one is told of.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if config.runner is not None:
+        return host.runner(config.runner)
+    installed = {one.entry.name: one for one in host.entries("runner")}
+    name = next((name for name in _PREFERRED_RUNNERS if name in installed), None)
+    runner = host.runner(name or _PREFERRED_RUNNERS[0])
+    if name != _PREFERRED_RUNNERS[0]:
+        warnings.append(
+            f"runner '{runner.entry.name}' is used, which is slow; "
+            "pip install ptq-runner-onnxruntime"
+        )
+    return runner
 
 
 def find_judge(job: Job, runner: Registered[RunnerEntry]) -> Registered[RunnerEntry]:
@@ -257,10 +288,19 @@ def find_methods(job: Job, asked: Mapping[str, Registered[CalibratorEntry]]) -> 
 
 def _options(job: Job, kind: str, chosen: Registered[Any]) -> Any:
     """The options that the config gives an entry; the job remembers that it uses the entry."""
+    job.used.append((kind, chosen.entry.name))
+    return given_options(job.config, kind, chosen, job.report.warnings)
+
+
+def given_options(config: Config, kind: str, chosen: Registered[Any], warnings: list[str]) -> Any:
+    """The options that the config gives an entry; keys without effect become warnings.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, missing keys, all at once.
+    """
     entry = chosen.entry
-    options, warnings = validate_options(
-        entry.options, kind, entry.name, job.config, aliases=entry.aliases
+    options, found = validate_options(
+        entry.options, kind, entry.name, config, aliases=entry.aliases
     )
-    job.used.append((kind, entry.name))
-    job.report.warnings += map(str, warnings)
+    warnings += map(str, found)
     return options

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
-from ptq_core.calibration import Emit, fixed_batch
-from ptq_core.config import Config, resolve_path, validate_options
+from ptq_core.calibration import Emit
+from ptq_core.config import Config
 from ptq_core.emulation import (
     REALS,
     CheckedArithmetic,
@@ -23,27 +23,24 @@ from ptq_core.emulation import (
     simplified,
 )
 from ptq_core.errors import InputError, Location, ModelError, Problem
-from ptq_core.graph.model import load_model
-from ptq_core.jobs.choices import find_reader
-from ptq_core.jobs.job import timed
+from ptq_core.graph.model import load_model, read_model
+from ptq_core.graph.operators import attribute
+from ptq_core.jobs.choices import choose_runner, find_reader, folder_samples, given_options
+from ptq_core.jobs.job import timed, whole_runs
+from ptq_core.jobs.measured import tell_of
 from ptq_core.jobs.report import Settings
-from ptq_core.plugins import PluginHost, Registered, blame
-from ptq_core.samples import (
-    Sample,
-    Samples,
-    fixed_batches,
-    model_inputs,
-    samples_from_arrays,
-    samples_from_files,
-)
+from ptq_core.plugins import PluginHost, blame
+from ptq_core.samples import Sample, Samples, model_inputs, samples_from_arrays
 from ptq_core.target_types import Arithmetic
 from ptq_core.targets import is_target_file
-from ptq_core.types import Event, ModelInput, RunnerEntry
+from ptq_core.types import Event, ModelInput
 
 COMPARED_SAMPLES = 4
 _STAGE = "compare"
-_RUNNERS = ("onnxruntime", "reference")  # the first that is installed
 _REAL_NAMES = frozenset(str(kind.numpy()) for kind in REALS)
+_EMULATED_CODES = frozenset(
+    {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
+)
 
 
 @dataclass(kw_only=True)
@@ -112,9 +109,10 @@ def compare_job(
     report = ComparisonReport(
         model=model, quantized=quantized, target=None if device is None else device[0]
     )
-    runner, options = _find_runner(config, host)
+    runner = choose_runner(config, host, report.warnings)
+    options = given_options(config, "runner", runner, report.warnings)
     with timed("load", report.seconds, listeners):
-        floats, after = load_model(model), simplified(_load_any(quantized))
+        floats, after = load_model(model), simplified(read_model(quantized))
         common.RemoveInitializersFromInputsPass()(floats)
         try:
             common.ShapeInferencePass()(floats)
@@ -122,37 +120,63 @@ def compare_job(
             report.notes.append(f"shape inference of the float model failed: {error}")
         inputs = model_inputs(floats, shapes=rest.input_shapes, data_layout=rest.data_layout)
         _check_belong(inputs, after, quantized)
-        found = _find_samples(config, host, rest, inputs, data)
+        if device is not None:
+            _check_codes(after, quantized)
+        found = _find_samples(config, host, rest, inputs, data, report)
         pair = Pair(floats, after, runner, options, None if device is None else device[1])
-    done, total = 0, samples * pair.tensors
     with timed(_STAGE, report.seconds, listeners):
-        for sample in islice(_runs(found, inputs), samples):
-            report.samples += 1
-            for _ in pair.add(sample):
-                done += 1
-                listeners(Event(stage=_STAGE, kind="advance", done=done, total=total))
+        for done in _compared(pair, found, inputs, samples, report):
+            total = samples * pair.tensors
+            listeners(Event(stage=_STAGE, kind="advance", done=done, total=max(done, total)))
     if not report.samples:
         raise InputError("there is no sample to compare on", hint="see --data")
     report.tensors = pair.result()
-    report.notes += found.notes
-    report.warnings += found.warnings
-    if not any(one.file_to_float for one in report.tensors if one.output):
-        report.warnings.append("the models have no output of the same name")
+    tell_of(found, report.notes, report.warnings)
+    _say_what_is_missing(report, floats, after)
     return report
 
 
-def _load_any(path: Path) -> ir.Model:
-    """The model in the file, quantized or not."""
-    where = Location(file=str(path))
-    try:
-        model = ir.load(path)
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror or error}", location=where) from error
-    except (DecodeError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"is not an ONNX model: {error}", location=where) from error
-    if not len(model.graph):
-        raise ModelError("is not an ONNX model: it has no graph", location=where)
-    return model
+def _compared(
+    pair: Pair,
+    found: Samples,
+    inputs: Sequence[ModelInput],
+    count: int,
+    report: ComparisonReport,
+) -> Iterator[int]:
+    """Compare on so many samples; yields how many tensors are done."""
+
+    def read() -> Iterator[Sample]:
+        unseen = () if found.held_out is None else found.held_out()
+        for sample in islice(chain(found.open(), unseen), count):
+            report.samples += 1
+            yield sample
+
+    done = 0
+    for run in whole_runs(inputs, read()):
+        for _ in pair.add(run):
+            done += 1
+            yield done
+
+
+def _say_what_is_missing(report: ComparisonReport, floats: ir.Model, after: ir.Model) -> None:
+    """Warn of outputs that cannot be compared."""
+    names = {value.name for value in floats.graph.outputs}
+    shared = [value.name or "" for value in after.graph.outputs if value.name in names]
+    if not shared:
+        report.warnings.append("the models have no output of the same name")
+    compared = {one.name for one in report.tensors if one.output and one.file_to_float}
+    lacking = [name for name in shared if name not in compared]
+    if lacking:
+        report.notes.append(
+            f"outputs that are no numbers of the same shape, not compared: {', '.join(lacking)}"
+        )
+    lost = [
+        one.name for one in report.tensors if one.file_to_float and isnan(one.file_to_float.sqnr)
+    ]
+    if lost:
+        report.warnings.append(
+            f"infinite or not a number, so that nothing can be said of them: {', '.join(lost[:5])}"
+        )
 
 
 def _check_belong(inputs: Sequence[ModelInput], other: ir.Model, path: Path) -> None:
@@ -182,6 +206,30 @@ def _check_belong(inputs: Sequence[ModelInput], other: ir.Model, path: Path) -> 
         raise ModelError(problems=problems)
 
 
+def _check_codes(model: ir.Model, path: Path) -> None:
+    """Raise ModelError unless what the model quantizes gets codes that devices are emulated for."""
+    where = Location(file=str(path))
+    kinds: dict[ir.DataType, ir.Value | None] = {}
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            given = node.inputs[2] if len(node.inputs) > 2 else None
+            asked = ir.DataType(attribute(node, "output_dtype", 0))
+            kind = (given.dtype if given is not None else None) or asked
+            kinds.setdefault(kind, node.inputs[0])
+    problems = [
+        Problem(
+            message=f"quantizes '{value.name if value else ''}' to {kind.name}, emulation knows "
+            "integers of 8 and 16 bits",
+            location=where,
+            hint="leave --emulate out",
+        )
+        for kind, value in kinds.items()
+        if kind is not ir.DataType.UNDEFINED and kind not in _EMULATED_CODES
+    ]
+    if problems:
+        raise ModelError(problems=problems)
+
+
 # ------------------------------------------------------------------------ what it runs with
 
 
@@ -204,56 +252,18 @@ def _arithmetic(name: str, host: PluginHost) -> tuple[str, Arithmetic]:
     return found.entry.name, CheckedArithmetic(made, found.record)
 
 
-def _find_runner(config: Config, host: PluginHost) -> tuple[Registered[RunnerEntry], Any]:
-    installed = {one.entry.name for one in host.entries("runner")}
-    best = next((name for name in _RUNNERS if name in installed), _RUNNERS[0])
-    runner = host.runner(config.runner or best)
-    entry = runner.entry
-    options, _ = validate_options(
-        entry.options, "runner", entry.name, config, aliases=entry.aliases
-    )
-    return runner, options
-
-
 def _find_samples(
     config: Config,
     host: PluginHost,
     settings: Settings,
     inputs: Sequence[ModelInput],
     data: Iterable[Any] | None,
+    report: ComparisonReport,
 ) -> Samples:
     """The caller's samples, or those of the config's folders."""
     if data is not None:
         return samples_from_arrays(data, tuple(inputs))
     reader = find_reader(config, host)
-    assert config.data is not None
-    entry = reader.entry
-    options, _ = validate_options(
-        entry.options, "preprocessor", entry.name, config, aliases=entry.aliases
-    )
-    paths = config.data.calibrate_path
-    return samples_from_files(
-        {name: resolve_path(config, text)[0] for name, text in paths.items()},
-        1,  # more are read as they are asked for
-        inputs,
-        reader,
-        options,
-        skip_bad=settings.skip_bad,
-        location=config.locate("data_preprocess_param", "calibrate_path"),
-    )
-
-
-def _runs(samples: Samples, inputs: Sequence[ModelInput]) -> Iterator[Sample]:
-    """All samples, grouped where the model's batch is fixed."""
-
-    def read() -> Iterator[Sample]:
-        yield from samples.open()
-        if samples.held_out is not None:
-            yield from samples.held_out()
-
-    rows = fixed_batch(inputs)
-    if rows is None:
-        yield from read()
-        return
-    for batch in fixed_batches(read(), rows):
-        yield Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
+    options = given_options(config, "preprocessor", reader, report.warnings)
+    # one at least; more are read as they are asked for
+    return folder_samples(config, 1, inputs, reader, options, settings, report.notes)

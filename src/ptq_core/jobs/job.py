@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,16 @@ def in_runs(job: Job, samples: Sequence[Sample], rows: int) -> Iterator[Batch]:
         return fixed_batches(iter(samples), fixed)
     together = may_batch(job.prepared.model, (), job.inputs)
     return batches(iter(samples), lambda: rows if together else 1)
+
+
+def whole_runs(inputs: Sequence[ModelInput], samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples as they are, or grouped where the model's batch is fixed."""
+    rows = fixed_batch(inputs)
+    if rows is None:
+        yield from samples
+        return
+    for batch in fixed_batches(iter(samples), rows):
+        yield Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
 
 
 @contextmanager

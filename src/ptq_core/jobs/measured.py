@@ -20,7 +20,7 @@ from ptq_core.errors import InputError, Location, Problem
 from ptq_core.jobs.choices import find_methods, find_samples
 from ptq_core.jobs.corrected import is_kept
 from ptq_core.jobs.equalized import equalized
-from ptq_core.jobs.job import Job, in_runs
+from ptq_core.jobs.job import Job, whole_runs
 from ptq_core.jobs.smoothed import smooth_as_stored, smoothed
 from ptq_core.jobs.stamp import versions
 from ptq_core.planning import MAX_MIN, Plan
@@ -98,7 +98,7 @@ def measure(
         del session  # a copy of the model, and large buffers
         if samples.held_out is not None:
             probes += islice(samples.held_out(), VERIFIED_SAMPLES)
-    tell_of(samples, job)
+    tell_of(samples, job.report.notes, job.report.warnings)
     job.report.notes += found.notes
     reader = [] if job.reader is None else [job.reader.record]
     used = {
@@ -108,29 +108,21 @@ def measure(
     return Measured(
         calibration=found,
         plugins={method: versions([*reader, *records]) for method, records in used.items()},
-        probes=tuple(whole_runs(job, probes)),
+        probes=tuple(whole_runs(job.inputs, probes)),
         held_out=samples.held_out is not None,
         between=(names[0], names[-1]),
         kept=tuple(kept),
     )
 
 
-def tell_of(samples: Samples, job: Job) -> None:
-    """Put into the report what there is to say of samples, once all of them were read."""
-    job.report.notes += samples.notes
-    job.report.warnings += samples.warnings
+def tell_of(samples: Samples, notes: list[str], warnings: list[str]) -> None:
+    """Put into a report what there is to say of samples, once all of them were read."""
+    notes += samples.notes
+    warnings += samples.warnings
     if samples.skipped:
-        job.report.warnings.append(
+        warnings.append(
             f"samples skipped: {len(samples.skipped)}; " + "; ".join(samples.skipped[:3])
         )
-
-
-def whole_runs(job: Job, samples: list[Sample]) -> list[Sample]:
-    """The samples, grouped where the model's batch is fixed."""
-    return [
-        Sample(name=", ".join(dict.fromkeys(batch.names)), feeds=batch.feeds)
-        for batch in in_runs(job, samples, 1)
-    ]
 
 
 # ------------------------------------------------------------------------------- from a table

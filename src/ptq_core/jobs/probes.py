@@ -16,8 +16,8 @@ from ptq_core.errors import PluginError
 from ptq_core.graph.model import runnable
 from ptq_core.jobs.choices import find_samples
 from ptq_core.jobs.corrected import is_kept
-from ptq_core.jobs.job import Job, in_runs
-from ptq_core.jobs.measured import VERIFIED_SAMPLES, tell_of, whole_runs
+from ptq_core.jobs.job import Job, in_runs, whole_runs
+from ptq_core.jobs.measured import VERIFIED_SAMPLES, tell_of
 from ptq_core.plugins import Registered
 from ptq_core.samples import Sample, add_to_digest
 from ptq_core.types import RunnerEntry
@@ -54,7 +54,9 @@ def find_probes(job: Job, data: Iterable[Any] | None) -> Probes:
             "there was no data: compared on generated input, which tells little about real input; "
             "--data DIR compares on samples"
         )
-        return Probes(kept=tuple(made), compared=tuple(whole_runs(job, made)), generated=True)
+        return Probes(
+            kept=tuple(made), compared=tuple(whole_runs(job.inputs, made)), generated=True
+        )
     with job.stage("load"):
         samples = find_samples(job, data)
         kept = [
@@ -64,13 +66,13 @@ def find_probes(job: Job, data: Iterable[Any] | None) -> Probes:
         ]
         held_out = samples.held_out() if samples.held_out is not None else ()
         unseen = list(islice(held_out, VERIFIED_SAMPLES))
-    tell_of(samples, job)
+    tell_of(samples, job.report.notes, job.report.warnings)
     digest = hashlib.sha256()
     for batch in in_runs(job, kept, 1):
         add_to_digest(digest, batch)
     return Probes(
         kept=tuple(kept),
-        compared=tuple(whole_runs(job, unseen or kept[:VERIFIED_SAMPLES])),
+        compared=tuple(whole_runs(job.inputs, unseen or kept[:VERIFIED_SAMPLES])),
         held_out=bool(unseen),
         sha256=digest.hexdigest(),
     )

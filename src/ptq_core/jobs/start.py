@@ -15,19 +15,18 @@ from ptq_core.graph.prepare import prepare
 from ptq_core.graph.prepared import Prepared
 from ptq_core.graph.shapes import fix_shapes
 from ptq_core.jobs.choices import Device, find_target
+from ptq_core.jobs.deployment import check_deployment
 from ptq_core.jobs.job import Job, timed
 from ptq_core.jobs.report import Report, Settings
 from ptq_core.planning import (
-    KeepFloat,
     Plan,
     Thresholds,
     make_dynamic_plan,
     make_plan,
     make_weight_plan,
 )
-from ptq_core.plugins import PluginHost, blame
+from ptq_core.plugins import PluginHost
 from ptq_core.samples import model_inputs
-from ptq_core.target_types import NodeFacts
 from ptq_core.types import Event
 
 _FOLDED_OPSET = 13  # what decoders are written for
@@ -55,7 +54,7 @@ def prepare_job(
                 device.entry.spec,
                 method=method,
                 per_channel=full.per_channel,
-                keep_float=_blamed(device),
+                keep_float=device.entry.keep_float,
                 skip=config.common.skip_quant_node,
                 skip_location=config.locate("common_quant_param", "skip_quant_node"),
             )
@@ -145,20 +144,6 @@ def prepare_dynamic_job(
     return _job(model, config, host, settings, emit, plans, _FOLDED_OPSET)
 
 
-def _blamed(device: Device) -> KeepFloat | None:
-    """The target's own say, with its plugin named where it raises."""
-    entry, record = device.entry, device.record
-    if entry.keep_float is None or record is None:
-        return entry.keep_float
-    ask = entry.keep_float
-
-    def keep_float(facts: NodeFacts) -> str | None:
-        with blame(record, f"asking {entry.name} about a {facts.op_type}"):
-            return ask(facts)
-
-    return keep_float
-
-
 def _job(
     model: Path,
     config: Config,
@@ -189,6 +174,7 @@ def _job(
             integers=opset is None,
             merge=target.spec.merge if opset is None else (),
         )
+        check_deployment(config, prepared.model)
         inputs = model_inputs(
             prepared.model,
             shapes=settings.input_shapes,

@@ -12,14 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from ptq_core.config import config_from_values
+from ptq_core.emulation import CheckedArithmetic
 from ptq_core.errors import Problem, did_you_mean
 from ptq_core.graph import operators as ops
+from ptq_core.graph.merging import MERGED_SINCE
 from ptq_core.jobs.full import full_quant
 from ptq_core.jobs.report import Report, Settings
-from ptq_core.plugins import PluginHost
+from ptq_core.plugins import PluginHost, PluginRecord
 from ptq_core.target_types import Arithmetic, OperatorRule, TargetEntry, TargetSpec
 
-_OPSETS = {"Gelu": 20, "LayerNormalization": 17}  # where the operators begin
 _WIDE = 21  # QuantizeLinear of 16 bits
 _SAMPLES = 16
 _COSINE = 0.98  # of a network this small, with 8 bits and data that suit it
@@ -67,11 +68,11 @@ def data_problems(entry: TargetEntry) -> Iterator[Problem]:
             message=f"minimum_opset is {spec.minimum_opset}, maximum_opset {newest}: no model fits"
         )
     for merged in spec.merge:
-        if spec.minimum_opset < _OPSETS.get(merged, 1):
+        if newest is not None and newest < MERGED_SINCE[merged]:
             yield Problem(
-                message=f"merge: {merged} is an operator of opset {_OPSETS[merged]}, and "
-                f"minimum_opset is {spec.minimum_opset}",
-                hint=f"minimum_opset = {_OPSETS[merged]}",
+                message=f"merge: {merged} is an operator of opset {MERGED_SINCE[merged]}, and "
+                f"maximum_opset is {newest}",
+                hint="leave it out of merge",
             )
     if spec.activation.bits > 8 and spec.minimum_opset < _WIDE:
         yield Problem(
@@ -152,8 +153,13 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
-def arithmetic_problems(arithmetic: Arithmetic) -> Iterator[Problem]:
-    """Where a device's arithmetic is further from the definition than rounding explains."""
+def arithmetic_problems(arithmetic: Arithmetic, record: PluginRecord) -> Iterator[Problem]:
+    """Where a device's arithmetic is further from the definition than rounding explains.
+
+    Raises:
+        PluginError: it fails, or gives something else than such arrays.
+    """
+    arithmetic = CheckedArithmetic(arithmetic, record)
     rng = np.random.default_rng(0)
     values = rng.normal(0, 2, 4096).astype(np.float32)
     found = arithmetic.quantize(values, 0.05, 3, -128, 127)
@@ -171,12 +177,6 @@ def arithmetic_problems(arithmetic: Arithmetic) -> Iterator[Problem]:
 def _compared(
     name: str, found: NDArray[Any], wanted: NDArray[Any], allowed: float
 ) -> Iterator[Problem]:
-    if found.shape != wanted.shape:
-        yield Problem(
-            message=f"arithmetic.{name}: the result has shape {found.shape}, expected "
-            f"{wanted.shape}"
-        )
-        return
     worst = float(np.abs(np.asarray(found, np.float64) - wanted).max())
     if not worst <= allowed:
         yield Problem(

@@ -207,7 +207,7 @@ def settle_residuals(drafts: dict[str, Draft], reasons: dict[str, str]) -> None:
             continue
         own = [one for one in draft.data if one in results and only_consumer(one) is draft.node]
         others = [value for value in draft.data if value not in own]
-        if len(draft.data) != 2 or not own:
+        if len(set(draft.data)) != 2 or not own:
             reasons[key] = "it does not add a convolution's result to another tensor"
             draft.integer = False
             continue

@@ -52,8 +52,8 @@ class TensorPlan:
             otherwise float readers keep reading the float one.
         softmax_axis: along which Softmax reads it, and nobody else does: what is so low in its row
             that Softmax makes zero of it does not count; None where it counts.
-        masks: the sums that it is added into, each with the other operand, where nobody else reads
-            it and only Softmax reads the sums.
+        masks: the sums that it is added into, each with the other operand or, of a constant, its
+            largest number. Nobody else reads it, and Softmax alone reads the sums, or sums of them.
     """
 
     name: str
@@ -64,7 +64,7 @@ class TensorPlan:
     bounds: tuple[float, float] | None = None
     fixed: FixedOutput | None = None
     softmax_axis: int | None = None
-    masks: tuple[tuple[str, str], ...] = ()
+    masks: tuple[tuple[str, str | float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

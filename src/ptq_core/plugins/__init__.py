@@ -8,6 +8,7 @@ stops ``ptq``.
 from __future__ import annotations
 
 from ptq_core.plugins.discovery import BUILT_IN, GROUP, discover, make_host
+from ptq_core.plugins.guard import guarded
 from ptq_core.plugins.host import PluginHost, blame
 from ptq_core.plugins.records import KINDS, Kind, PluginRecord, Registered, State
 
@@ -22,5 +23,6 @@ __all__ = [
     "State",
     "blame",
     "discover",
+    "guarded",
     "make_host",
 ]

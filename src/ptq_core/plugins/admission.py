@@ -24,6 +24,7 @@ from ptq_core.api import API_VERSION
 from ptq_core.errors import did_you_mean
 from ptq_core.plugins.records import KINDS, Entry, Kind, PluginRecord, State, spellings
 from ptq_core.target_types import TargetEntry, TargetSpec
+from ptq_core.targets import spec_problems
 from ptq_core.types import CommandEntry, PreprocessorEntry
 
 EVENT_HOOK = "ptq_event"
@@ -235,6 +236,8 @@ def _entry_problems(entry: Entry) -> Iterator[str]:
     if isinstance(entry, TargetEntry):
         if not isinstance(entry.spec, TargetSpec):
             yield f"'{entry.name}': spec is a {type(entry.spec).__name__}, expected a TargetSpec"
+        else:
+            yield from (f"'{entry.name}': spec: {text}" for text in spec_problems(entry.spec))
         for name in ("configure", "keep_float", "lower", "check", "arithmetic"):
             found = getattr(entry, name)
             if found is not None and not callable(found):

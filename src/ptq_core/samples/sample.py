@@ -16,6 +16,8 @@ from ptq_core.types import Layout, ModelInput
 
 Feeds = dict[str, NDArray[Any]]
 
+_TO_NCHW = (0, 3, 1, 2)  # axes of NHWC
+_READ_NCHW = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization")
 _CHANNELS = (1, 3)  # an axis of this length is taken for the channels of a picture
 
 
@@ -90,7 +92,7 @@ def model_inputs(
                     )
                 )
             found = fixed
-        layout = layout_of(found)
+        layout = _layout_read(value) or layout_of(found)
         inputs.append(
             ModelInput(
                 name=name,
@@ -103,6 +105,26 @@ def model_inputs(
     if problems:
         raise ConfigError(problems=problems)
     return tuple(inputs)
+
+
+def _layout_read(value: ir.Value) -> Layout | None:
+    """NCHW or NHWC where the operators that read a 4-D input tell it."""
+    if len(dimensions(value) or ()) != len(_TO_NCHW):
+        return None
+    found = {_layout_for(usage.node, usage.idx) for usage in value.uses()}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _layout_for(node: ir.Node, position: int) -> Layout | None:
+    """The layout of what a node reads there, None where it takes any."""
+    if node.domain or position != 0:
+        return None
+    if node.op_type in _READ_NCHW:
+        return "NCHW"
+    order = node.attributes.get("perm")
+    if node.op_type == "Transpose" and order and tuple(order.as_ints()) == _TO_NCHW:
+        return "NHWC"
+    return None
 
 
 def layout_of(shape: Sequence[int | str | None]) -> Layout | None:

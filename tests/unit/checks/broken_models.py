@@ -107,7 +107,7 @@ class Net:
             "tiny",
             self.inputs,
             [info(name, ["?"] * self.rank) for name in outputs],
-            [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
+            [_tensor(array, name) for name, array in self.constants.items()],
         )
         made = helper.make_model(
             graph,
@@ -117,6 +117,13 @@ class Net:
         )
         onnx.checker.check_model(made)
         return made
+
+
+def _tensor(array: np.ndarray, name: str) -> onnx.TensorProto:
+    if array.dtype != int4:
+        return numpy_helper.from_array(array, name)
+    codes = array.astype(np.int8)  # older onnx knows the type, but not NumPy's
+    return helper.make_tensor(name, TensorProto.INT4, codes.shape, codes.reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -312,6 +319,20 @@ def int8_readers(broken: bool) -> onnx.ModelProto:
 
 
 @case("A-S8-MULTI-CONSUMER", "CPU")
+def int8_pair_for_each_reader(broken: bool) -> onnx.ModelProto:
+    """Equal QuantizeLinear of one tensor are one to onnxruntime, which has two readers then."""
+    net = Net()
+    data = net.pair("x", "x", **S8)
+    conv = net.add("Conv", f"{data} {net.weight('w', (4, 4, 1, 1))}", "conv")
+    ends = []
+    for name in ("a", "b") if broken else ("a",):
+        weight = net.weight(f"{name}_w", (4, 4, 1, 1))
+        reader = net.add("Conv", f"{net.pair(conv, name, **S8)} {weight}", f"{name}_conv")
+        ends.append(net.pair(reader, f"{name}_end", **S8))
+    return net.model(*ends)
+
+
+@case("A-S8-MULTI-CONSUMER", "CPU")
 def int8_in_operators(broken: bool) -> onnx.ModelProto:
     net = Net()
     dtype, zero = (np.int8, 0) if broken else (np.uint8, 128)
@@ -347,6 +368,15 @@ def pair_of_no_use(broken: bool) -> onnx.ModelProto:
 @case("W-DTYPE", "CPU")
 def slow_weights(broken: bool) -> onnx.ModelProto:
     return u8_layer({"dtype": np.uint8, "zero": 128} if broken else {})
+
+
+@case("W-DTYPE", "CPU")
+def slow_weights_of_dynamic_quantization(broken: bool) -> onnx.ModelProto:
+    net = Net(2, 4)
+    net.constant("codes", np.ones((4, 6)), np.uint8 if broken else np.int8)
+    net.nodes.append(node("DynamicQuantizeLinear", "x", "a scale zero", "dynamic"))
+    sums = net.add("MatMulInteger", "a codes zero", "product")
+    return net.model(net.add("Cast", sums, "cast", to=TensorProto.FLOAT))
 
 
 @case("W-DTYPE", "NVGPU", "ASCEND")
@@ -515,6 +545,22 @@ def gemm_with_float_bias(broken: bool) -> onnx.ModelProto:
     return net.model(net.add("Gemm", f"{data} {weight} {bias}", "dense"))
 
 
+@case("O-GEMM-F32BIAS-NO-Q", "CPU")
+def gemm_with_matrix_as_bias(broken: bool) -> onnx.ModelProto:
+    net = Net(2, 4)
+    net.constant("float_bias", np.zeros((1, 6) if broken else 6))
+    data, weight = net.pair("x", "x"), net.weight("w", (4, 6))
+    return net.model(net.pair(net.add("Gemm", f"{data} {weight} float_bias", "dense"), "y"))
+
+
+@case("O-MATMUL-1D-BIAS-NO-Q", "CPU")
+def matmul_with_matrix_as_bias(broken: bool) -> onnx.ModelProto:
+    net = Net(2, 4)
+    net.constant("bias", np.zeros((1, 6) if broken else 6))
+    product = net.add("MatMul", f"{net.pair('x', 'x')} {net.weight('w', (4, 6))}", "dense")
+    return net.model(net.pair(net.add("Add", f"{product} bias", "add"), "y"))
+
+
 @case("O-MATMUL-1D-BIAS-NO-Q", "CPU")
 def matmul_with_float_bias(broken: bool) -> onnx.ModelProto:
     net = Net(2, 3, 4)
@@ -546,6 +592,15 @@ def before_relu(broken: bool) -> onnx.ModelProto:
 def before_relu_u8(broken: bool) -> onnx.ModelProto:
     """With a zero point of 0 in front of it, the Relu changes nothing."""
     return _before("Relu", {"zero": 0}, True, zero=128 if broken else 0)
+
+
+@case("O-Q-BEFORE-ACT", "CPU", "DSP", found="O-Q-BEFORE-RELU")
+def between_add_and_relu(broken: bool) -> onnx.ModelProto:
+    net = Net(opset=21)
+    data = net.pair("x", "x")
+    value = net.add("Add", f"{data} {data}", "add")
+    value = net.pair(value, "a") if broken else value
+    return net.model(net.pair(net.add("Relu", value, "relu"), "y", zero=0))
 
 
 def _before(

@@ -7,6 +7,7 @@ checker passes the file and no other runtime loads it; :mod:`ptq_target_ascend.r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -43,8 +44,10 @@ def to_deploy(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProt
         )
     constants = {one.name: one for one in graph.initializer}
     added = {one.name: one for one in _constants(layers)}
-    new = {name for node in kept for name in node.output} - produced | set(added)
-    if taken := sorted(new & (constants.keys() | produced | {one.name for one in graph.input})):
+    names = Counter(name for node in kept for name in node.output)
+    names.update(constants.keys() | {one.name for one in graph.input})
+    names.update(added.keys())
+    if taken := sorted(name for name, times in names.items() if name and times > 1):
         raise ValueError(f"the model has tensors called {', '.join(taken[:_SHOWN])}; rename them")
     constants |= added
     del graph.node[:], graph.initializer[:], graph.value_info[:]

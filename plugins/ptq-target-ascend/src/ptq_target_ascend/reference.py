@@ -88,7 +88,12 @@ class _Writing:
         else:
             zero = self._constant(f"{codes}.zero", np.uint8(self._offsets[codes] + _SHIFT))
             op_type = "ConvInteger" if node.op_type == "Conv" else "MatMulInteger"
-            made = helper.make_node(op_type, [codes, weight, zero], [sums], node.name)
+            # of uint8, too: onnxruntime up to 1.23 has no ConvInteger of int8 weights
+            shifted = (self._array(weight).astype(np.int16) + _SHIFT).astype(np.uint8)
+            factors = self._constant(f"{weight}.shifted", shifted)
+            middle = self._constant("weights.zero", np.uint8(_SHIFT))
+            inputs = [codes, factors, zero, middle]
+            made = helper.make_node(op_type, inputs, [sums], node.name)
             if node.op_type == "Conv":
                 made.attribute.extend(node.attribute)
             yield made

@@ -24,6 +24,8 @@ from ptq_target_dsp import kernels
 _MANTISSA_BITS = 10  # behind the leading one
 _KEPT_BITS = 4  # of a result, behind the point, before it is multiplied
 _BYTE, _WORD = 8, 16
+# Beyond these every sum but 0 saturates, and none is seen at all: the integers stay within 64 bits.
+_LARGEST, _SMALLEST = 2.0**16, 2.0**-44
 
 
 class HexagonArithmetic:
@@ -50,7 +52,7 @@ class HexagonArithmetic:
     ) -> NDArray[np.int32]:
         """Fixed point: an offset, a shift, a product with 11 bits, rounding half up."""
         sums, scales = _rows(accumulators, input_scale, weight_scale)
-        factors = scales / np.float64(output_scale)
+        factors = np.clip(scales / np.float64(output_scale), _SMALLEST, _LARGEST)
         mantissas, exponents = mantissa_and_exponent(factors)
         middle = 0 if low >= 0 else 1 << (_BYTE - 1 if low >= -(1 << _BYTE - 1) else _WORD - 1)
         offsets = np.rint((zero_point + middle) / factors).astype(np.int64)

@@ -28,6 +28,8 @@ def find(model: bytes | Path) -> Iterator[Finding]:
         for value in (*graph.input, *graph.value_info, *graph.output)
     }
     for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
         if node.op_type == "Resize":
             yield from _resize(node, shapes, constants)
         if node.op_type == "AveragePool":
