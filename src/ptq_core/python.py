@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ptq_core.calibration_table import CalibrationTable
+from ptq_core.checks import check_model
 from ptq_core.config import Config, config_from_values, load_config
 from ptq_core.errors import InputError
-from ptq_core.jobs import CalibrationReport, Report, Settings, calibration_job, run
+from ptq_core.jobs import CalibrationReport, Report, Settings, calibration_job, named_target, run
 from ptq_core.jobs.compare import COMPARED_SAMPLES, ComparisonReport, compare_job
 from ptq_core.plugins import PluginHost, discover
+from ptq_core.target_types import Finding
 from ptq_core.types import Event
 
 
@@ -178,6 +180,26 @@ def compare(
         settings=settings,
         emit=progress,
     )
+
+
+def check(
+    model: str | Path, target: str = "CPU", *, host: PluginHost | None = None
+) -> tuple[Finding, ...]:
+    """What a device will not take, or not take well, in a quantized model of anybody's.
+
+    Args:
+        model: the ONNX file; it is not changed.
+        target: the device: a name, or a TOML file.
+        host: plugins; all installed ones by default.
+
+    Returns:
+        Findings in the order of the graph; none where no rule of the device is broken.
+
+    Raises:
+        InputError: the model cannot be read, or there is no such device.
+        PluginError: the target failed.
+    """
+    return check_model(Path(model), named_target(target, host or discover()))
 
 
 def default_output(model: Path, config: Config) -> Path:

@@ -95,8 +95,6 @@ def test_buffers_are_nhwc_although_four_channels_are_no_picture(ptq: Ptq, tmp_pa
     """The guide's example has four channels; the convolution tells where the model has them."""
     done, _ = convert(ptq, tmp_path, ["n", 4, 32, 32], BATCH, NCHW)
     assert "the model takes NCHW, BIN buffers are read as NHWC" in done.out
-    scales = {one.name: one for one in onnx.load(tmp_path / "out.onnx").graph.initializer}
-    assert scales, done.err
 
 
 @pytest.mark.parametrize(

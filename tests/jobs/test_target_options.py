@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ptq_core import quantize
+from ptq_core import check, quantize
 from ptq_core.errors import ConfigError, InputError
 from ptq_core.jobs import Settings
 from ptq_core.target_text import new_target
@@ -240,3 +240,15 @@ def test_a_result_that_breaks_a_rule_is_exit_code_1(ptq: Ptq, tmp_path: Path) ->
     assert "error X-OP-FORBIDDEN" in done.out
     assert "node 'sign'" in done.out
     assert "rules of NPU: 1 error, 0 warnings; the file was kept" in done.out
+
+
+def test_check_from_python(tmp_path: Path) -> None:
+    made = tiny.gemm()
+    data = [tiny.feeds(made, seed) for seed in range(8)]
+    out = tmp_path / "out.onnx"
+    quantize(tiny.save(made, tmp_path), out, data=data)
+    assert check(out) == ()
+    found = check(str(out), "NVGPU")
+    assert {one.code for one in found} >= {"A-DTYPE", "B-INT32-BIAS-DQ"}
+    with pytest.raises(InputError, match="no target named 'NVPGU'"):
+        check(out, "NVPGU")

@@ -82,6 +82,27 @@ def test_layouts(shape: tuple[Any, ...], layout: str | None) -> None:
     assert layout_of(shape) == layout
 
 
+@pytest.mark.parametrize(
+    ("shape", "nodes", "layout"),
+    [
+        ([1, 4, 8, 8], [tiny.node("Conv", "x w", "y")], "NCHW"),
+        ([1, 4, 8, 3], [tiny.node("Conv", "x w", "y")], "NCHW"),
+        ([1, 4, 8, 8], [tiny.node("Relu", "x", "r"), tiny.node("Conv", "r w", "y")], None),
+        ([1, 8, 8, 4], [tiny.node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+                        tiny.node("Conv", "t w", "y")], "NHWC"),
+        ([1, 8, 8, 4], [tiny.node("Transpose", "x", "t", perm=[0, 2, 1, 3]),
+                        tiny.node("Relu", "t", "y")], None),
+    ],
+)  # fmt: skip
+def test_the_first_operators_tell_the_layout(
+    shape: list[int], nodes: list[Any], layout: str | None
+) -> None:
+    weight = tiny.normal(2, 4, 1, 1)
+    model = tiny.model(nodes, {"x": shape}, {"y": [None] * 4}, {"w": weight})
+    (found,) = model_inputs(ir.from_proto(model))
+    assert found.layout == layout
+
+
 # ---------------------------------------------------------------------------------------- arrays
 
 

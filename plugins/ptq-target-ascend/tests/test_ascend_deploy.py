@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 import ptq_core
 from ptq_core.api import Deployment, NodeFacts
+from ptq_core.errors import InputError
 from ptq_target_ascend import keep_float, lower
 from ptq_target_ascend.deploy import pack_scale, serialized, to_deploy, unpack_scale
 from ptq_target_ascend.layers import find_layers
@@ -370,6 +371,19 @@ def test_names_that_are_taken(tmp_path: Path) -> None:
     made.qdq.graph.input.append(tiny.info(name, [1]))
     with pytest.raises(ValueError, match=rf"tensors called {name}"):
         to_deploy(made.qdq, layers)
+
+
+def test_a_result_with_a_name_that_is_taken(tmp_path: Path) -> None:
+    """Another node's result, which stays, is called like the sums of a layer."""
+    model = tiny.model(
+        [node("Conv", "x w", "c", "conv"), node("Relu", "c", "c.sums", "relu"),
+         node("Conv", "c.sums v", "y", "conv2")],
+        {"x": [1, 4, 8, 8]},
+        {"y": [1, 4, 6, 6]},
+        {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 3, 3)},
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"the model has tensors called c\.sums"):
+        Made(model, tmp_path)
 
 
 @pytest.mark.parametrize(

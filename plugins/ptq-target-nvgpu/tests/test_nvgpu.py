@@ -194,6 +194,18 @@ def test_of_two_convolutions_the_shortcut_is_quantized(tmp_path: Path) -> None:
     assert made.closeness() > 0.999
 
 
+def test_a_result_that_is_added_to_itself_stays_float(tmp_path: Path) -> None:
+    """Nothing of it is skipped; and the rules do not ask for it."""
+    nodes = [
+        conv("x w0", "c", "conv0"),
+        tiny.node("Add", "c c", "a", "add"),
+        conv("a w1", "y", "conv1"),
+    ]
+    made = Made(block(nodes, w0=weight(), w1=weight(seed=1)), tmp_path)
+    assert [made.source_of("add", i) for i in (0, 1)] == [("float", "c")] * 2
+    assert not made.report.findings
+
+
 def test_an_add_without_a_convolution_stays_float(tmp_path: Path) -> None:
     nodes = [
         conv("x w0", "c0", "conv0"),

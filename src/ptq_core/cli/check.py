@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ptq_core.checks import Checked
-    from ptq_core.target_types import Finding, TargetEntry
+    from ptq_core.target_types import Finding
 
 _SHOWN = 5  # places of one code; -v shows all
 _DEFAULT = "CPU"
@@ -46,6 +46,7 @@ def check(
     accurately than it could. Exit codes: 0 no errors, 1 errors, 2 bad input.
     """
     from ptq_core.checks import inspect_model
+    from ptq_core.jobs import named_target
 
     state: State = context.obj
     state.start_logging()
@@ -55,7 +56,7 @@ def check(
         return _explain(state, explain)
     if model is None:
         raise AssertionError
-    entry = _entry(state, target or _DEFAULT)
+    entry = named_target(target or _DEFAULT, state.host)
     checked = inspect_model(model, entry)
     errors, warnings = (_count(checked.findings, one) for one in ("error", "warning"))
     code = ExitCode.GATE_MISSED if errors or (strict and warnings) else ExitCode.DONE
@@ -75,16 +76,6 @@ def check(
     else:
         _print(state, checked, entry.name)
     return code
-
-
-def _entry(state: State, target: str) -> TargetEntry:
-    """The device that an option or the default names."""
-    from ptq_core.plugins import guarded
-    from ptq_core.targets import is_target_file, target_from_toml
-
-    if is_target_file(target):
-        return target_from_toml(Path(target))
-    return guarded(state.host.target(target))
 
 
 def _count(findings: Iterable[Finding], severity: str) -> int:

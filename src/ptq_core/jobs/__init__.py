@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptq_core.jobs.calibrate import CalibrationReport, MethodReport, calibration_job
-from ptq_core.jobs.choices import Device, find_target
+from ptq_core.jobs.choices import Device, find_target, named_target
 from ptq_core.jobs.dynamic import dynamic_quant
 from ptq_core.jobs.full import full_quant, tensor_parameters
 from ptq_core.jobs.report import Report, Settings, StoredWeight
@@ -24,6 +24,7 @@ __all__ = [
     "dynamic_quant",
     "find_target",
     "full_quant",
+    "named_target",
     "plan_job",
     "run",
     "tensor_parameters",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ptq_core.calibration import Method
@@ -69,6 +70,11 @@ def find_target(config: Config, host: PluginHost) -> Device:
     return Device(
         entry=entry, record=found.record, options=options, warnings=tuple(map(str, warnings))
     )
+
+
+def named_target(name: str, host: PluginHost) -> TargetEntry:
+    """The same without a config, with the options' defaults."""
+    return target_from_toml(Path(name)) if is_target_file(name) else guarded(host.target(name))
 
 
 @contextmanager
