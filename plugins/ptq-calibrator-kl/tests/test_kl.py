@@ -300,7 +300,8 @@ def test_the_kernel_finds_what_the_sum_over_all_bins_is(
             assert found[kept - levels] == math.inf
         else:
             expected = literal(mass, support, levels, kept)
-            assert found[kept - levels] == pytest.approx(expected, rel=1e-7, abs=1e-9)
+            # what fills empty bins is 1e-7 of a count: it enters the sums in another order
+            assert found[kept - levels] == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

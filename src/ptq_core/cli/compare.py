@@ -123,16 +123,17 @@ def _read(context: typer.Context, state: State) -> tuple[Config, Settings]:
         data_layout=None if layout is None else str(layout),  # type: ignore[arg-type]
     )
     if params["config"] is not None:
-        refuse_beside_config(params["config"], dict.fromkeys(flags.given(), True))
-        return load_config(params["config"]), settings
+        config = Path(params["config"])
+        refuse_beside_config(config, dict.fromkeys(flags.given(), True))
+        return load_config(config), settings
     if not flags.data:
         raise InputError(
             "there is no data to compare on",
             hint="give --data DIR, a folder of samples, or -c CONFIG",
         )
     values = full_quant_values()
-    made = config_from_flags(flags, params["model"], state, values, target=None, settings=settings)
-    return made, settings
+    model = Path(params["model"])
+    return config_from_flags(flags, model, state, values, target=None, settings=settings), settings
 
 
 def comparison_json(report: ComparisonReport) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class FloatNodes:
             "node",
             inputs,
             [onnx.ValueInfoProto(name=name) for name in outputs],
-            [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+            [ir.to_proto(ir.tensor(array, name=name)) for name, array in constants.items()],
         )
         model = helper.make_model(
             graph, opset_imports=self._opsets, ir_version=self._ir_version or onnx.IR_VERSION
