@@ -18,21 +18,18 @@ from onnx_ir.passes import common
 from ptq_core.arithmetic import (
     Correction,
     QParams,
-    quantize,
     quantize_bias,
     weight_parameters,
     widen_for_bias,
 )
+from ptq_core.emission.emitter import Emitter
+from ptq_core.emission.guards import channel_guard, guard_by_bias
 from ptq_core.errors import NumericError
 from ptq_core.graph import operators as ops
-from ptq_core.graph.constants import new_constant
-from ptq_core.graph.names import Names
 from ptq_core.graph.prepared import Prepared
 from ptq_core.planning import Plan, TensorPlan, WeightPlan, guard_channels
 from ptq_core.target_types import TargetSpec
 
-_GUARD_STEPS = 2**30  # of a bias that guards, from 0 to its largest entry
-_SMALLEST = float(np.finfo(np.float32).tiny)  # step that float32 holds
 _MINIMUM_IR_VERSION = 7  # the one of opset 13
 
 
@@ -59,7 +56,7 @@ def emit(
     graph = prepared.model.graph
     nodes = {ops.key(node): node for node in graph}
     values = _values(graph)
-    emitter = _Emitter(prepared.model, parameters)
+    emitter = Emitter(prepared.model, parameters)
     corrections = corrections or {}
     added: dict[str, ir.Value] = {}
     for weight in plan.weights:
@@ -98,89 +95,8 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     return {name: value for name, value in values.items() if name}
 
 
-class _Emitter:
-    """Makes nodes and constants, each constant once, under names that the model does not use."""
-
-    def __init__(self, model: ir.Model, parameters: Mapping[str, QParams]) -> None:
-        self.graph = model.graph
-        self.parameters = parameters
-        self.name = Names(model).free
-        self._constants: dict[str, tuple[ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[str, bytes], ir.Value] = {}
-        self._codes: dict[tuple[str, bytes], ir.Value] = {}
-
-    def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """A new constant, called so or nearly so."""
-        return new_constant(self.graph, self.name(name), array)
-
-    def scale_and_zero_point(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
-        """The two constants of these parameters, called after ``name``."""
-        if name not in self._constants:
-            self._constants[name] = (
-                self.initializer(f"{name}_scale", params.scale),
-                self.initializer(f"{name}_zero_point", params.zero_point),
-            )
-        return self._constants[name]
-
-    def dequantize(
-        self, name: str, codes: ir.Value, scale: ir.Value, zero_point: ir.Value, axis: int | None
-    ) -> ir.Node:
-        """A DequantizeLinear that is not in the graph yet."""
-        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        node = ir.node(
-            "DequantizeLinear",
-            [codes, scale, zero_point],
-            attributes,
-            name=self.name(f"{name}_dequantize"),
-        )
-        node.outputs[0].name = self.name(f"{name}_dequantized")
-        node.outputs[0].dtype = ir.DataType.FLOAT
-        node.outputs[0].shape = codes.shape
-        return node
-
-    def constant(
-        self, name: str, array: NDArray[Any], params: QParams, scale: NDArray[np.float32]
-    ) -> ir.Value:
-        """The dequantized value of a constant; the same for every node that shares it.
-
-        Codes are made with ``params``; they stand for multiples of ``scale``.
-        """
-        token = (name, _token(params) + scale.tobytes())
-        if token not in self._weights:
-            codes = self._stored_codes(name, array, params)
-            scale_value = self.initializer(f"{name}_scale", scale)
-            zero_point = self.initializer(f"{name}_zero_point", params.zero_point)
-            node = self.dequantize(name, codes, scale_value, zero_point, params.axis)
-            self._prepend(node)
-            self._weights[token] = node.outputs[0]
-        return self._weights[token]
-
-    def _stored_codes(self, name: str, array: NDArray[Any], params: QParams) -> ir.Value:
-        token = (name, _token(params))
-        if token not in self._codes:
-            self._codes[token] = self.initializer(f"{name}_quantized", quantize(array, params))
-        return self._codes[token]
-
-    def bias(self, name: str, codes: NDArray[Any], scale: NDArray[Any]) -> ir.Value:
-        """The dequantized value of an int32 bias."""
-        stored = self.initializer(f"{name}_quantized", codes)
-        scale_value = self.initializer(f"{name}_scale", scale)
-        zero_point = self.initializer(f"{name}_zero_point", np.zeros(scale.shape, np.int32))
-        node = self.dequantize(name, stored, scale_value, zero_point, 0 if scale.ndim else None)
-        self._prepend(node)
-        return node.outputs[0]
-
-    def _prepend(self, node: ir.Node) -> None:
-        first = next(iter(self.graph))
-        self.graph.insert_before(first, node)
-
-
-def _token(params: QParams) -> bytes:
-    return params.scale.tobytes() + params.zero_point.tobytes() + str(params.axis).encode()
-
-
 def _emit_weight(
-    emitter: _Emitter,
+    emitter: Emitter,
     nodes: Mapping[str, ir.Node],
     plan: Plan,
     weight: WeightPlan,
@@ -315,7 +231,7 @@ def add_bias(graph: ir.Graph, free: Callable[[str], str], node: ir.Node, bias: i
 
 
 def _emit_tensor(
-    emitter: _Emitter,
+    emitter: Emitter,
     value: ir.Value,
     tensor: TensorPlan,
     integer: set[str],
@@ -345,10 +261,10 @@ def _emit_tensor(
             if tensor.produced:
                 use.node.replace_input_with(use.idx, codes)
         elif key in guarded and tensor.produced and guard_channels(use.node)[0] == 1:
-            _guard_by_bias(emitter, use.node)
+            guard_by_bias(emitter, use.node)
             use.node.replace_input_with(use.idx, decode.outputs[0])
         elif key in guarded and tensor.produced:
-            guard = _guard(emitter, use.node, codes, params, name)
+            guard = channel_guard(emitter, use.node, codes, params, name)
             graph.insert_before(use.node, guard)
             use.node.replace_input_with(use.idx, guard.outputs[0])
         elif key in integer or tensor.produced:
@@ -368,50 +284,3 @@ def _become_output(
     for index, output in enumerate(graph.outputs):
         if output is value:
             graph.outputs[index] = dequantized
-
-
-def _guard(
-    emitter: _Emitter, node: ir.Node, codes: ir.Value, params: QParams, name: str
-) -> ir.Node:
-    """A DequantizeLinear with one, equal, scale per channel: runtimes do not fuse through it."""
-    channels, axis = guard_channels(node)
-    per_channel = QParams(
-        scheme=params.scheme,
-        scale=np.full(channels, params.scale),
-        zero_point=np.full(channels, params.zero_point),
-        axis=axis,
-    )
-    own = f"{name}_for_{ops.label(node)}"
-    scale, zero_point = emitter.scale_and_zero_point(own, per_channel)
-    return emitter.dequantize(own, codes, scale, zero_point, axis)
-
-
-def _guard_by_bias(emitter: _Emitter, node: ir.Node) -> None:
-    """An int32 bias instead, with steps of less than float32's own: layers that have one are kept.
-
-    For a layer with one input channel, whose scales are a vector of one entry: to runtimes that is
-    one scale. It costs the layer its fastest float kernel.
-    """
-    position = ops.LINEAR[node.op_type].bias
-    if position is None:
-        return
-    given = node.inputs[position] if len(node.inputs) > position else None
-    bias = np.zeros(_outputs(node), np.float32) if given is None else ops.constant(given)
-    if bias is None or not np.isfinite(bias).all():
-        return  # computed while running: runtimes leave such a layer alone
-    largest = float(np.abs(bias).max(initial=0.0))
-    scale = max(largest / _GUARD_STEPS, _SMALLEST) if largest else 1.0
-    codes = np.rint(np.asarray(bias, np.float64) / scale).astype(np.int32)
-    name = f"{ops.label(node)}_bias" if given is None else given.name or ""
-    value = emitter.bias(f"{name}_guard", codes, np.asarray(scale, np.float32))
-    node.resize_inputs(max(position + 1, len(node.inputs)))
-    node.replace_input_with(position, value)
-
-
-def _outputs(node: ir.Node) -> int:
-    """How many output channels a layer has."""
-    weight = ops.constant(node.inputs[ops.LINEAR[node.op_type].weight])
-    if weight is None:
-        raise AssertionError(f"the weights of '{ops.label(node)}' are no constant")
-    groups = int(ops.attribute(node, "group", 1)) if ops.shares_channels(node) else 1
-    return int(weight.shape[ops.channel_axis(node, weight.ndim)]) * groups
